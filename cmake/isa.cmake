@@ -1,0 +1,41 @@
+# One object per instruction set, each with its own flags. Everything else is compiled for the
+# baseline, so a machine without AVX never meets an AVX instruction by accident.
+include(CheckCXXCompilerFlag)
+
+# gpt2f_add_isa(<name> [flag...]): compiles csrc/cpu/isa_<name>.cc with the flags, adds it to
+# GPT2_FAST_ISA_TARGETS and GPT2_FAST_HAVE_<NAME> to GPT2_FAST_ISA_DEFINITIONS. A compiler that does
+# not know the flags leaves that instruction set out, and says so.
+macro(gpt2f_add_isa name)
+  string(TOUPPER ${name} isa_upper)
+  set(isa_flags ${ARGN})
+  list(JOIN isa_flags " " isa_flag_text)
+  set(isa_known TRUE)
+  if(isa_flags)
+    check_cxx_compiler_flag("${isa_flag_text}" GPT2_FAST_COMPILER_KNOWS_${isa_upper})
+    set(isa_known ${GPT2_FAST_COMPILER_KNOWS_${isa_upper}})
+  endif()
+  if(isa_known)
+    add_library(gpt2f_isa_${name} OBJECT csrc/cpu/isa_${name}.cc)
+    target_link_libraries(gpt2f_isa_${name} PRIVATE gpt2f_options)
+    target_compile_options(gpt2f_isa_${name} PRIVATE ${isa_flags})
+    list(APPEND GPT2_FAST_ISA_TARGETS gpt2f_isa_${name})
+    list(APPEND GPT2_FAST_ISA_DEFINITIONS GPT2_FAST_HAVE_${isa_upper}=1)
+  else()
+    message(WARNING "${CMAKE_CXX_COMPILER} does not know ${isa_flag_text}: building without ${name}")
+  endif()
+endmacro()
+
+macro(gpt2f_add_isas)
+  set(GPT2_FAST_ISA_TARGETS)
+  set(GPT2_FAST_ISA_DEFINITIONS)
+  gpt2f_add_isa(scalar)
+  if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+    set(avx2 -mavx2 -mfma -mf16c)
+    set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512)
+    gpt2f_add_isa(avx2 ${avx2})
+    gpt2f_add_isa(avx512 ${avx512})
+    gpt2f_add_isa(avx512_bf16 ${avx512} -mavx512bf16 -mavx512vnni)
+  elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
+    gpt2f_add_isa(neon)
+  endif()
+endmacro()
