@@ -1,4 +1,4 @@
-"""Model files on disk: which format a folder holds, and how to read it without running any of it."""
+"""Model files on disk: which format a folder holds, and how to read it without running it."""
 
 from __future__ import annotations
 

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import Self
 
 from gpt2_fast.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from typing_extensions import Self
 
     from gpt2_fast.config import GPT2Config
 
@@ -96,20 +97,25 @@ class MappedFile:
             raise CheckpointError(f"{path}: the file is empty")
 
     def read(self, offset: int, count: int) -> bytes:
-        """`count` bytes from `offset`, copied; shorter only never: a short file is an error."""
+        """`count` bytes from `offset`, copied.
+
+        Raises:
+            CheckpointError: they lie outside the file, or it cannot be read or has changed.
+        """
         self._require(offset, count)
         descriptor = self._check_unchanged()
+        data = bytearray()
         try:
-            os.lseek(descriptor, offset, os.SEEK_SET)
-            with os.fdopen(os.dup(descriptor), "rb") as stream:
-                data = stream.read(count)
+            while len(data) < count:
+                piece = os.pread(descriptor, count - len(data), offset + len(data))
+                if not piece:
+                    raise CheckpointError(
+                        f"{self.path}: wanted {count} bytes at offset {offset}, found {len(data)}"
+                    )
+                data += piece
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be read: {error}") from error
-        if len(data) != count:
-            raise CheckpointError(
-                f"{self.path}: wanted {count} bytes at offset {offset}, found {len(data)}"
-            )
-        return data
+        return bytes(data)
 
     def array(self, dtype: np.dtype[Any], offset: int, count: int) -> npt.NDArray[Any]:
         """`count` elements from byte `offset`: a read-only view of the mapped file, no copy.
