@@ -1,0 +1,172 @@
+"""What each torch op requires of its arguments, and the shapes of its results.
+
+These run in place of the kernels when tensors have no data: under fake tensors, on the meta device
+and while `torch.compile` traces. The native module makes the same checks on real tensors, and
+both raise `ParameterError` in the same words. Names, arguments and shapes are those of
+`gpt2_fast.ops`, letters as in `gpt2_fast.reference`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .errors import ParameterError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+FLOATS = (torch.float32, torch.bfloat16)
+
+
+class _Checks:
+    """Names the op in the messages, and holds every tensor to one device."""
+
+    def __init__(self, op: str, device: torch.device) -> None:
+        self.op, self.device = op, device
+
+    def tensor(
+        self,
+        name: str,
+        tensor: Tensor,
+        shape: Sequence[int] | None,
+        dtypes: Sequence[torch.dtype] = (torch.float32,),
+    ) -> None:
+        """Require a shape (None: any), one of some dtypes, the device, and contiguity."""
+        if tensor.dtype not in dtypes:
+            wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            self.fail(name, f"be {wanted}", str(tensor.dtype).removeprefix("torch."))
+        if shape is not None and tuple(tensor.shape) != tuple(shape):
+            self.fail(name, f"have shape {_show(shape)}", _show(tensor.shape))
+        if tensor.device != self.device:
+            self.fail(name, f"be on {self.device}", str(tensor.device))
+        if not tensor.is_contiguous():
+            self.fail(name, "be contiguous", f"strides {_show(tensor.stride())}")
+
+    def axes(self, name: str, tensor: Tensor, *axes: str) -> None:
+        """Require so many axes, named here for the message."""
+        if tensor.ndim != len(axes):
+            self.fail(name, f"have shape {_show(axes)}", _show(tensor.shape))
+
+    def fail(self, name: str, wanted: str, got: str) -> None:
+        """Raise the error."""
+        raise ParameterError(f"{self.op}: {name} must {wanted}, got {got}")
+
+
+def _show(shape: Sequence[object]) -> str:
+    return "(" + ", ".join(str(size) for size in shape) + ")"
+
+
+def _check_layernorm(op: str, name: str, x: Tensor, weight: Tensor, bias: Tensor) -> _Checks:
+    check = _Checks(op, x.device)
+    check.tensor(name, x, None, FLOATS)
+    if x.ndim == 0:
+        check.fail(name, "have shape (..., C)", "()")
+    check.tensor("weight", weight, x.shape[-1:])
+    check.tensor("bias", bias, x.shape[-1:])
+    return check
+
+
+def layernorm(x: Tensor, weight: Tensor, bias: Tensor, _eps: float) -> Tensor:
+    _check_layernorm("layernorm", "x", x, weight, bias)
+    return x.new_empty(x.shape)
+
+
+def add_layernorm(
+    residual: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, _eps: float
+) -> tuple[Tensor, Tensor]:
+    check = _check_layernorm("add_layernorm", "residual", residual, weight, bias)
+    check.tensor("delta", delta, residual.shape, (residual.dtype,))
+    return residual.new_empty(residual.shape), residual.new_empty(residual.shape)
+
+
+def add_layernorm_(
+    residual: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, _eps: float
+) -> Tensor:
+    check = _check_layernorm("add_layernorm_", "residual", residual, weight, bias)
+    check.tensor("delta", delta, residual.shape, (residual.dtype,))
+    return residual.new_empty(residual.shape)
+
+
+def gelu(x: Tensor) -> Tensor:
+    _Checks("gelu", x.device).tensor("x", x, None, FLOATS)
+    return x.new_empty(x.shape)
+
+
+def embed(tokens: Tensor, positions: Tensor, wte: Tensor, wpe: Tensor) -> Tensor:
+    check = _Checks("embed", wte.device)
+    check.axes("tokens", tokens, "R")
+    check.tensor("tokens", tokens, None, (torch.int64,))
+    check.tensor("positions", positions, tokens.shape, (torch.int64,))
+    check.axes("wte", wte, "V", "C")
+    check.tensor("wte", wte, None, FLOATS)
+    check.axes("wpe", wpe, "n_ctx", "C")
+    check.tensor("wpe", wpe, (wpe.shape[0], wte.shape[1]), (wte.dtype,))
+    return wte.new_empty((tokens.shape[0], wte.shape[1]))
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, _gelu: bool
+) -> Tensor:
+    check = _Checks("linear", x.device)
+    check.tensor("x", x, None, FLOATS)
+    check.axes("weight", weight, "N", "K")
+    outputs = weight.shape[0]
+    if x.ndim == 0:
+        check.fail("x", "have shape (..., K)", "()")
+    check.tensor("weight", weight, (outputs, x.shape[-1]), (x.dtype,))
+    shape = (*x.shape[:-1], outputs)
+    if bias is not None:
+        check.tensor("bias", bias, (outputs,))
+    if residual is not None:
+        check.tensor("residual", residual, shape, (x.dtype,))
+    return x.new_empty(shape)
+
+
+def attention_prefill(q: Tensor, k: Tensor, v: Tensor, _scale: float) -> Tensor:
+    check = _Checks("attention_prefill", q.device)
+    check.axes("q", q, "B", "H", "T", "D")
+    check.tensor("q", q, None, FLOATS)
+    check.axes("k", k, "B", "H", "S", "D")
+    check.tensor("k", k, (*q.shape[:2], k.shape[2], q.shape[3]), (q.dtype,))
+    check.tensor("v", v, k.shape, (q.dtype,))
+    if k.shape[2] < q.shape[2]:
+        check.fail("k", f"have at least {q.shape[2]} positions", str(k.shape[2]))
+    return q.new_empty(q.shape)
+
+
+def attention_decode(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, _scale: float) -> Tensor:
+    check = _Checks("attention_decode", q.device)
+    check.axes("q", q, "B", "H", "D")
+    check.tensor("q", q, None, FLOATS)
+    check.axes("k", k, "B", "H", "S", "D")
+    check.tensor("k", k, (*q.shape[:2], k.shape[2], q.shape[2]), (q.dtype,))
+    check.tensor("v", v, k.shape, (q.dtype,))
+    check.tensor("lengths", lengths, q.shape[:1], (torch.int32,))
+    return q.new_empty(q.shape)
+
+
+def sample(  # noqa: PLR0917
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    _openai_top_p: bool,
+    seeds: Tensor,
+    samples: Tensor,
+    positions: Tensor,
+) -> tuple[Tensor, Tensor]:
+    check = _Checks("sample", logits.device)
+    check.axes("logits", logits, "R", "V")
+    check.tensor("logits", logits, None)
+    rows = logits.shape[:1]
+    check.tensor("temperature", temperature, rows)
+    check.tensor("top_k", top_k, rows, (torch.int32,))
+    check.tensor("top_p", top_p, rows)
+    check.tensor("min_p", min_p, rows)
+    for name, tensor in (("seeds", seeds), ("samples", samples), ("positions", positions)):
+        check.tensor(name, tensor, rows, (torch.int64,))
+    return seeds.new_empty(rows), logits.new_empty(rows)
