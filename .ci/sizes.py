@@ -1,0 +1,48 @@
+"""Sizes a reader can hold: files under 500 lines, kernel files under 300, Python functions under 60."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = {".py", ".pyi", ".h", ".cc", ".cu", ".cuh", ".cmake", ".md", ".toml"}
+FILE_LINES, KERNEL_LINES, FUNCTION_LINES = 500, 300, 60
+
+
+def is_kernel(path: Path) -> bool:
+    return path.name.endswith((".inl.h", ".cu"))
+
+
+def long_functions(path: Path) -> list[str]:
+    tree = ast.parse(path.read_text(), str(path))
+    return [
+        f"{path}:{node.lineno}: {node.name} has {lines} lines, at most {FUNCTION_LINES}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (lines := (node.end_lineno or node.lineno) - node.lineno + 1) > FUNCTION_LINES
+    ]
+
+
+def main(arguments: list[str]) -> int:
+    if arguments:
+        paths = [Path(a) for a in arguments]
+    else:
+        tracked = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True)
+        paths = [ROOT / name for name in tracked.split("\0") if name]
+    complaints = []
+    for path in sorted(p for p in paths if p.suffix in SOURCES and p.is_file()):
+        lines = len(path.read_text().splitlines())
+        limit = KERNEL_LINES if is_kernel(path) else FILE_LINES
+        if lines > limit:
+            complaints.append(f"{path}: {lines} lines, at most {limit}")
+        if path.suffix == ".py":
+            complaints += long_functions(path)
+    print("\n".join(complaints) or "sizes: every file and function is small enough")
+    return 1 if complaints else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
