@@ -56,8 +56,8 @@ def _open_regular(path: Path) -> int:
     return descriptor
 
 
-def read_bytes(path: Path, limit: int) -> bytes:
-    """The whole of a small regular file.
+def read_bytes(path: Path, limit: int, count: int | None = None) -> bytes:
+    """The whole of a small regular file, or its first `count` bytes.
 
     Raises:
         CheckpointError: it cannot be read, is not a regular file, or holds more than `limit` bytes.
@@ -68,7 +68,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
             size = os.fstat(descriptor).st_size
             if size > limit:
                 raise CheckpointError(f"{path}: wanted at most {limit} bytes, found {size}")
-            return stream.read(size)
+            return stream.read(size if count is None else min(size, count))
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error}") from error
 
@@ -253,10 +253,17 @@ class TensorView:
 
     def first_rows(self, rows: int) -> TensorView:
         """The same tensor with only its first `rows` rows."""
+        return self._like(self.name, (rows, *self.shape[1:]))
+
+    def renamed(self, name: str) -> TensorView:
+        """The same tensor under another canonical name."""
+        return self._like(name, self.shape)
+
+    def _like(self, name: str, shape: tuple[int, ...]) -> TensorView:
         return TensorView(
-            self.name,
+            name,
             self._stored_dtype,
-            (rows, *self.shape[1:]),
+            shape,
             self._source,
             self._offset,
             stored_name=self.stored_name,

@@ -69,7 +69,7 @@ class SafetensorsFile:
 
     Attributes:
         file: the mapped file; close it when done.
-        entries: stored name -> Entry, in the order of the data. They cover all of it, each byte once.
+        entries: stored name -> Entry, in the order of the data, which they cover without overlap.
 
     Raises:
         CheckpointError: the file is not readable or not a well-formed safetensors file. Names the
@@ -91,7 +91,7 @@ class SafetensorsFile:
         length = int.from_bytes(self.file.read(0, 8), "little")
         if length > size - 8:
             raise CheckpointError(
-                f"{path}: the header claims {length} bytes, the file has {size - 8} after its length"
+                f"{path}: the header claims {length} bytes, only {size - 8} follow"
             )
         if length > _MAX_HEADER:
             raise CheckpointError(
@@ -132,7 +132,7 @@ def _check_layout(entries: list[tuple[str, Entry]], path: Path, start: int, size
 
 
 class _HeaderParser:
-    """Recursive descent over {"name": {"dtype", "shape", "data_offsets"}, "__metadata__": {...}}."""
+    """Descent over {name: {dtype, shape, data_offsets}, "__metadata__": {key: text}}."""
 
     def __init__(self, text: str, path: Path, data_start: int) -> None:
         self._text = text
