@@ -55,6 +55,7 @@ def resolve(
     if name_or_path == BUILTIN:
         return Path(__file__).resolve().parent.parent / "data" / BUILTIN
     path = Path(name).expanduser()
+    cache = None if cache_dir is None else Path(cache_dir)
     if _exists(path, folder_only=name in ALIASES or name in OPENAI_NAMES):
         return path
     if isinstance(name_or_path, os.PathLike) or _looks_like_path(name):
@@ -62,7 +63,7 @@ def resolve(
     if name in OPENAI_NAMES:
         from . import openai_download
 
-        return Path(openai_download.download(name, cache_dir))
+        return Path(openai_download.download(name, cache))
     repository = ALIASES.get(name, name)
     if not _REPOSITORY.fullmatch(repository):
         known = [BUILTIN, *ALIASES, *OPENAI_NAMES]
@@ -72,7 +73,7 @@ def resolve(
             f"name_or_path: no folder {name[:80]!r} exists, and it is neither owner/name nor one "
             f"of {', '.join(known)}.{hint}"
         )
-    return _from_hub(repository, cache_dir)
+    return _from_hub(repository, cache)
 
 
 def _exists(path: Path, *, folder_only: bool) -> bool:
@@ -87,13 +88,12 @@ def _looks_like_path(name: str) -> bool:
     return name.startswith((".", "~", "/")) or "\\" in name or name.count("/") > 1
 
 
-def _from_hub(repository: str, cache_dir: str | os.PathLike[str] | None) -> Path:
+def _from_hub(repository: str, cache_dir: Path | None) -> Path:
     import huggingface_hub
 
-    cache = None if cache_dir is None else Path(cache_dir)
     try:
         found = huggingface_hub.snapshot_download(
-            repository, cache_dir=cache, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
+            repository, cache_dir=cache_dir, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
         )
     except Exception as error:
         raise DownloadError(f"{repository}: {_explain(error)}") from error
@@ -115,7 +115,7 @@ def _explain(error: Exception) -> str:
     host = huggingface_hub.constants.ENDPOINT
     reason = str(error).strip().split("\n")[0] or type(error).__name__
     if isinstance(error, errors.GatedRepoError):
-        return f"gated: accept its terms at {host}, then log in (`hf auth login` or HF_TOKEN). {reason}"
+        return f"gated: accept its terms at {host}, then log in (`hf auth login`). {reason}"
     if isinstance(error, errors.RepositoryNotFoundError):
         return (
             f"no such repository at {host}, or a private one: check the name, or log in "
