@@ -31,7 +31,7 @@ class CleanBuildPy(build_py):
 
 
 class CMakeBuild(build_ext):
-    """Configures and builds in build/<platform>-<python>; objects are kept from one run to the next."""
+    """Builds in build/<platform>-<python>, where objects stay from one run to the next."""
 
     def build_extension(self, ext: Extension) -> None:
         output = Path(self.get_ext_fullpath(ext.name)).resolve().parent

@@ -1,4 +1,4 @@
-"""Sizes a reader can hold: files under 500 lines, kernel files under 300, Python functions under 60."""
+"""Sizes a reader can hold: files up to 500 lines, kernels up to 300, Python functions up to 60."""
 
 from __future__ import annotations
 

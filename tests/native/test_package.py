@@ -70,7 +70,9 @@ def test_the_vocabulary_is_the_one_the_notice_names() -> None:
 
 def test_the_core_needs_nothing_heavy() -> None:
     requirements = importlib.metadata.requires("gpt2_fast") or []
-    plain = {re.split(r"[^\w-]", r)[0].replace("-", "_") for r in requirements if "extra ==" not in r}
+    plain = {
+        re.split(r"[^\w-]", r)[0].replace("-", "_") for r in requirements if "extra ==" not in r
+    }
     assert plain == CORE
     assert not [r for r in requirements if "extra ==" not in r and re.search(r"[<=~!]=|<", r)]
 
