@@ -15,7 +15,7 @@ MAY_INCLUDE = {
     "core": {"core"},
     "cpu": {"core", "cpu"},
     "engine": {"core", "engine"},
-    "python": {"core", "engine", "python"},
+    "python": {"core", "cpu", "engine", "python"},
 }
 # An *.inl.h is part of a translation unit, after a simd_*.h, and is compiled once per ISA there.
 HEADERS = sorted(h for h in CSRC.rglob("*.h") if not h.name.endswith(".inl.h"))

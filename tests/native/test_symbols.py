@@ -61,7 +61,7 @@ def test_an_isa_object_exports_its_table_and_nothing_else(objects: dict[str, lis
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="NEON is part of the Arm baseline")
-@pytest.mark.parametrize("target", ["core", "engine", "_C", "isa_scalar"])
+@pytest.mark.parametrize("target", ["core", "cpu", "engine", "_C", "isa_scalar"])
 def test_baseline_objects_hold_no_avx(objects: dict[str, list[Path]], target: str) -> None:
     assert objects[target]
     for path in objects[target]:
