@@ -1,37 +1,22 @@
 # One object per instruction set, each with its own flags. Everything else is compiled for the
 # baseline, so a machine without AVX never meets an AVX instruction by accident.
-include(CheckCXXCompilerFlag)
 
-# gpt2f_add_isa(<name> [flag...]): compiles csrc/cpu/isa_<name>.cc with the flags, adds it to
-# GPT2_FAST_ISA_TARGETS and GPT2_FAST_HAVE_<NAME> to GPT2_FAST_ISA_DEFINITIONS. A compiler that does
-# not know the flags leaves that instruction set out, and says so.
+# gpt2f_add_isa(<name> [flag...]): compiles csrc/cpu/isa_<name>.cc with the flags and adds it to
+# GPT2_FAST_ISA_TARGETS. csrc/cpu/select.cc chooses among them when the program runs.
 macro(gpt2f_add_isa name)
-  string(TOUPPER ${name} isa_upper)
-  set(isa_flags ${ARGN})
-  list(JOIN isa_flags " " isa_flag_text)
-  set(isa_known TRUE)
-  if(isa_flags)
-    check_cxx_compiler_flag("${isa_flag_text}" GPT2_FAST_COMPILER_KNOWS_${isa_upper})
-    set(isa_known ${GPT2_FAST_COMPILER_KNOWS_${isa_upper}})
-  endif()
-  if(isa_known)
-    add_library(gpt2f_isa_${name} OBJECT csrc/cpu/isa_${name}.cc)
-    target_link_libraries(gpt2f_isa_${name} PRIVATE gpt2f_options)
-    # Kernels neither throw nor clean up: without exceptions no weak unwinding data either.
-    # GCC's own intrinsics read a variable that they leave undefined on purpose (GCC bug 105593).
-    target_compile_options(
-      gpt2f_isa_${name} PRIVATE -fno-exceptions -fno-rtti ${isa_flags}
-                                $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
-    list(APPEND GPT2_FAST_ISA_TARGETS gpt2f_isa_${name})
-    list(APPEND GPT2_FAST_ISA_DEFINITIONS GPT2_FAST_HAVE_${isa_upper}=1)
-  else()
-    message(WARNING "${CMAKE_CXX_COMPILER} does not know ${isa_flag_text}: building without ${name}")
-  endif()
+  add_library(gpt2f_isa_${name} OBJECT csrc/cpu/isa_${name}.cc)
+  target_link_libraries(gpt2f_isa_${name} PRIVATE gpt2f_options)
+  # Kernels neither throw nor clean up: without exceptions no weak unwinding data either.
+  # GCC's own intrinsics read a variable that they leave undefined on purpose (GCC bug 105593).
+  target_compile_options(
+    gpt2f_isa_${name} PRIVATE -fno-exceptions -fno-rtti ${ARGN}
+                              $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
+  list(APPEND GPT2_FAST_ISA_TARGETS gpt2f_isa_${name})
 endmacro()
 
+# The instruction sets of the target architecture, in the order of select.cc.
 macro(gpt2f_add_isas)
   set(GPT2_FAST_ISA_TARGETS)
-  set(GPT2_FAST_ISA_DEFINITIONS)
   gpt2f_add_isa(scalar)
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
     set(avx2 -mavx2 -mfma -mf16c)
