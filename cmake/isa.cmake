@@ -7,10 +7,7 @@ macro(gpt2f_add_isa name)
   add_library(gpt2f_isa_${name} OBJECT csrc/cpu/isa_${name}.cc)
   target_link_libraries(gpt2f_isa_${name} PRIVATE gpt2f_options)
   # Kernels neither throw nor clean up: without exceptions no weak unwinding data either.
-  # GCC's own intrinsics read a variable that they leave undefined on purpose (GCC bug 105593).
-  target_compile_options(
-    gpt2f_isa_${name} PRIVATE -fno-exceptions -fno-rtti ${ARGN}
-                              $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
+  target_compile_options(gpt2f_isa_${name} PRIVATE -fno-exceptions -fno-rtti ${ARGN})
   list(APPEND GPT2_FAST_ISA_TARGETS gpt2f_isa_${name})
 endmacro()
 
@@ -21,6 +18,10 @@ macro(gpt2f_add_isas)
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
     set(avx2 -mavx2 -mfma)
     set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512)
+    if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+      # GCC's AVX-512 intrinsics read a variable that they leave undefined on purpose (bug 105593).
+      list(APPEND avx512 -Wno-uninitialized -Wno-maybe-uninitialized)
+    endif()
     gpt2f_add_isa(avx2 ${avx2})
     gpt2f_add_isa(avx512 ${avx512})
     gpt2f_add_isa(avx512_bf16 ${avx512} -mavx512bf16 -mavx512vnni)
