@@ -14,7 +14,7 @@ import json
 import re
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 from gpt2_fast.errors import CheckpointError
 
@@ -45,12 +45,13 @@ ITEM_SIZES: Mapping[str, int] = {
 
 # The deepest GPT2Config has 1024 layers of at most 22 tensors, each described in about 120 bytes.
 _MAX_HEADER = 16 << 20
-_MAX_ENTRIES = 1 << 15
+_MAX_ENTRIES = 24 << 10
 _MAX_RANK = 8
 _MAX_NAME = 256
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _INTEGER = re.compile(r"(?:0|[1-9][0-9]{0,18})(?![0-9.eE])")
+_PLAIN_STRING = re.compile(r'"([^"\\\x00-\x1f]*)"')
 _STRING = json.JSONDecoder()
 
 
@@ -221,6 +222,10 @@ class _HeaderParser:
 
     def _string(self, where: str) -> str:
         self._skip_space()
+        plain = _PLAIN_STRING.match(self._text, self._at)
+        if plain is not None:
+            self._at = plain.end()
+            return plain.group(1)
         if not self._text.startswith('"', self._at):
             self._fail(f"{where}: wanted a string")
         try:
@@ -228,14 +233,16 @@ class _HeaderParser:
             value.encode("utf-8")
         except ValueError as error:  # includes a lone surrogate, which JSON can spell
             self._fail(f"{where}: {error}")
-        return str(value)
+        return cast("str", value)
 
     def _take(self, character: str) -> bool:
         """Whether `character` comes next; if so it is consumed."""
-        self._skip_space()
-        found = self._text.startswith(character, self._at)
-        self._at += found
-        return found
+        if not self._text.startswith(character, self._at):
+            self._skip_space()
+            if not self._text.startswith(character, self._at):
+                return False
+        self._at += 1
+        return True
 
     def _expect(self, character: str, where: str) -> None:
         if not self._take(character):
