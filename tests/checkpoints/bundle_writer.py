@@ -1,4 +1,4 @@
-"""Writes TensorFlow tensor bundles (version 2) from the published format, right ones and wrong ones.
+"""Writes TensorFlow tensor bundles (version 2) from the published format, right and wrong ones.
 
 Shares nothing with the reader, checksum included, so that an error in one is not repeated in the
 other; tests/checkpoints/test_tensorflow.py compares both with TensorFlow itself.
@@ -25,7 +25,7 @@ DT_STRING, DT_BFLOAT16 = 7, 14
 _TABLE = []
 for _byte in range(256):
     for _ in range(8):
-        _byte = (_byte >> 1) ^ (0x82F63B78 if _byte & 1 else 0)  # noqa: PLW2901
+        _byte = (_byte >> 1) ^ (0x82F63B78 if _byte & 1 else 0)
     _TABLE.append(_byte)
 
 
@@ -128,11 +128,13 @@ def table(
         out.extend(sealed(content, compression))
 
     group: list[tuple[bytes, bytes]] = []
+    size = 0
     for pair in entries:
         group.append(pair)
-        if len(block(group, restart_interval)) >= block_bytes:
+        size += len(pair[0]) + len(pair[1])
+        if size >= block_bytes:
             flush(group)
-            group = []
+            group, size = [], 0
     if group:
         flush(group)
     meta_content, index_content = block([]), block(index, 1)
