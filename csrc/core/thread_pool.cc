@@ -1,0 +1,135 @@
+#include "core/thread_pool.h"
+
+#include <unistd.h>
+
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "core/error.h"
+#include "core/fp_state.h"
+
+namespace gpt2f {
+namespace {
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// About 30 us of polling inside a step and 150 us between steps: longer than any stage's imbalance
+// and than the caller's work between two tokens, far below what a person or a quota would notice.
+constexpr int kBarrierSpins = 1000;
+constexpr int kIdleSpins = 5000;
+
+void wait_change(std::atomic<uint32_t>& value, uint32_t old, int spins) {
+  for (int i = 0; i < spins; ++i) {
+    if (value.load(std::memory_order_acquire) != old) return;
+    pause();
+  }
+  while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
+}
+
+}  // namespace
+
+void Barrier::wait() {
+  const uint32_t now = generation_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+    arrived_.store(0, std::memory_order_relaxed);
+    generation_.store(now + 1, std::memory_order_release);
+    generation_.notify_all();
+    return;
+  }
+  wait_change(generation_, now, kBarrierSpins);
+}
+
+struct ThreadPool::State {
+  explicit State(int size) : barrier(size), done(size) {}
+
+  void work(Lane lane) {
+    uint32_t seen = 0;
+    for (;;) {
+      wait_change(job, seen, kIdleSpins);
+      ++seen;
+      if (stop.load(std::memory_order_relaxed)) return;
+      {
+        const FpState fp;
+        function(data, lane);
+      }
+      done.wait();
+    }
+  }
+
+  Barrier barrier;  // between the stages of one function
+  Barrier done;     // at its end
+  alignas(64) std::atomic<uint32_t> job{0};
+  std::atomic<bool> stop{false};
+  Raw function = nullptr;
+  const void* data = nullptr;
+  std::vector<std::thread> threads;
+};
+
+ThreadPool::ThreadPool(int threads) : size_(threads) {
+  check(threads >= 1 && threads <= 1024, ErrorKind::kParameter, "threads must be in 1..1024, got ",
+        threads);
+  start();
+}
+
+void ThreadPool::start() {
+  owner_ = getpid();
+  state_ = std::make_unique<State>(size_);
+  try {
+    for (int rank = 1; rank < size_; ++rank) {
+      const Lane lane{rank, size_, &state_->barrier, nullptr};
+      state_->threads.emplace_back([state = state_.get(), lane] { state->work(lane); });
+    }
+  } catch (const std::system_error& error) {
+    const size_t started = state_->threads.size();
+    state_->stop.store(true, std::memory_order_relaxed);
+    state_->job.fetch_add(1, std::memory_order_release);
+    state_->job.notify_all();
+    for (std::thread& thread : state_->threads) thread.join();
+    state_->threads.clear();
+    throw Error(ErrorKind::kCapacity, cat("threads: wanted ", size_, ", the system started only ",
+                                          started + 1, " (", error.what(), ")"));
+  }
+}
+
+ThreadPool::~ThreadPool() {
+  if (owner_ != getpid()) {
+    (void)state_.release();  // a forked child has no such threads to join
+    return;
+  }
+  state_->stop.store(true, std::memory_order_relaxed);
+  state_->job.fetch_add(1, std::memory_order_release);
+  state_->job.notify_all();
+  for (std::thread& thread : state_->threads) thread.join();
+}
+
+void ThreadPool::run_raw(Raw function, const void* data) {
+  if (owner_ != getpid()) {
+    (void)state_.release();
+    start();
+  }
+  State& state = *state_;
+  const Lane lane{0, size_, size_ > 1 ? &state.barrier : nullptr, nullptr};
+  if (size_ == 1) {
+    const FpState fp;
+    function(data, lane);
+    return;
+  }
+  state.function = function;
+  state.data = data;
+  state.job.fetch_add(1, std::memory_order_release);
+  state.job.notify_all();
+  {
+    const FpState fp;
+    function(data, lane);
+  }
+  state.done.wait();
+}
+
+}  // namespace gpt2f

@@ -1,0 +1,167 @@
+// attention: causal softmax(scale q K^T) V over the pages of one head, for up to six queries at a time.
+//
+// Layout   core/kernels.h, CacheLayout. Lanes lie along positions for q.k and along D for p.v.
+// Work     one task per head and tile of queries of one sequence.
+// Traffic  K and V of a head once per tile: 4 S D words' bytes; scores stay in the lane's scratch.
+// Numerics q.k in order of d; the exact maximum first, then exp, so nothing is rescaled; weights are
+//          rounded to the operand type and summed as rounded, in sixteen lanes and one tree; p.v in
+//          order of positions, 64 at a time, the chunks added in order. Decode and prefill agree.
+// Source   Vaswani et al. 2017, arXiv:1706.03762, eq. 1.
+#pragma once
+
+namespace {
+
+struct Pages {
+  uint32_t* const* blocks;
+  int64_t offset;  // of this layer and head
+  const uint32_t* key(int64_t j) const { return blocks[j] + offset; }
+};
+
+template <Precision P>
+inline F store_weights(uint32_t* row, int64_t page, F p) {
+  if constexpr (P == kFp32) {
+    fstore(reinterpret_cast<float*>(row) + page * 16, p);
+    return p;
+  } else {
+    const U rounded = bf16_round(p);
+    bf16_store_words(reinterpret_cast<uint16_t*>(row) + page * 16, rounded);
+    return upper_half(rounded);
+  }
+}
+
+// Scores of R queries against every page, masked behind each query's count, then their weights in
+// place. sums[r] is the sum of a query's weights.
+template <Precision P, int R>
+void attention_weights(const Pages& pages, const gpt2f::CacheLayout& cache, const uint32_t* query,
+                       int64_t query_row, const int64_t (&count)[R], float scale, float* scores,
+                       int64_t score_row, float (&sums)[R]) {
+  const int64_t page_count = (count[R - 1] + 15) / 16;
+  F top[R];
+  for (int r = 0; r < R; ++r) top[r] = fset(-__builtin_inff());
+  for (int64_t j = 0; j < page_count; ++j) {
+    F acc[R][1];
+    for (int r = 0; r < R; ++r) acc[r][0] = fset(0.0f);
+    tile<P, R, 1>(pages.key(j), 16, query, query_row, cache.key_steps, acc);
+    for (int r = 0; r < R; ++r) {
+      const M seen = first_clamped(count[r] - j * 16);
+      const F score = fselect(seen, fmul(acc[r][0], fset(scale)), fset(-__builtin_inff()));
+      top[r] = fmax(score, top[r]);
+      fstore(scores + r * score_row + j * 16, score);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    float each[16];
+    lanes(top[r], each);
+    float highest = each[0];
+    for (int i = 1; i < 16; ++i) highest = each[i] > highest ? each[i] : highest;
+    F sum = fset(0.0f);
+    float* const row = scores + r * score_row;
+    for (int64_t j = 0; j < page_count; ++j) {
+      const F p = fexp(fsub(fload(row + j * 16), fset(highest)));
+      sum = fadd(sum, store_weights<P>(reinterpret_cast<uint32_t*>(row), j, p));
+    }
+    sums[r] = fsum(sum);
+  }
+}
+
+// N panels of 16 values of the output of R queries.
+template <Precision P, int R, int N, typename Sink>
+void attention_values(const Pages& pages, const gpt2f::CacheLayout& cache, int64_t panel,
+                      const uint32_t* weights, int64_t weight_row, int64_t positions,
+                      const float (&sums)[R], const Sink& sink) {
+  const int64_t per_page = cache.value_rows;
+  const int64_t rows = gpt2f::words(P, positions);  // rows of value words that are in use
+  F total[R][N];
+  for (int r = 0; r < R; ++r) {
+    for (int n = 0; n < N; ++n) total[r][n] = fset(0.0f);
+  }
+  for (int64_t row = 0; row < rows;) {
+    F acc[R][N];
+    for (int r = 0; r < R; ++r) {
+      for (int n = 0; n < N; ++n) acc[r][n] = fset(0.0f);
+    }
+    const int64_t chunk_end = row + per_page * (gpt2f::kChunk / gpt2f::kPagePositions);
+    const int64_t end = chunk_end < rows ? chunk_end : rows;
+    for (; row < end; row += per_page) {
+      const uint32_t* const v = pages.key(row / per_page) + cache.key_words() + panel * kLanes;
+      const int64_t steps = end - row < per_page ? end - row : per_page;
+      tile<P, R, N>(v, cache.value_width, weights + row, weight_row, steps, acc);
+    }
+    row = end;
+    for (int r = 0; r < R; ++r) {
+      for (int n = 0; n < N; ++n) total[r][n] = fadd(total[r][n], acc[r][n]);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int n = 0; n < N; ++n) sink(r, panel + n, fdiv(total[r][n], fset(sums[r])));
+  }
+}
+
+template <Precision P, int R>
+void attend(const Pages& pages, const gpt2f::CacheLayout& cache, const uint32_t* query,
+            int64_t query_row, int64_t first_count, float scale, float* scratch, int64_t context,
+            Element<P>* out, int64_t out_row) {
+  const int64_t score_row = round_up(context, gpt2f::kChunk);
+  int64_t count[R];
+  for (int r = 0; r < R; ++r) count[r] = first_count + r;
+  float sums[R];
+  attention_weights<P, R>(pages, cache, query, query_row, count, scale, scratch, score_row, sums);
+
+  const int64_t size = cache.head_size;
+  const auto sink = [&](int64_t r, int64_t panel, F value) {
+    store16(out + r * out_row + panel * 16, value, size - panel * 16);
+  };
+  const uint32_t* const weights = reinterpret_cast<const uint32_t*>(scratch);
+  const int64_t panels = cache.value_width / 16;
+  constexpr int kPanels = kTilePanels == 1 ? 1 : R <= 2 ? 4 : 2;
+  int64_t panel = 0;
+  for (; panel + kPanels <= panels; panel += kPanels) {
+    attention_values<P, R, kPanels>(pages, cache, panel, weights, score_row, count[R - 1], sums,
+                                    sink);
+  }
+  for (; panel < panels; ++panel) {
+    attention_values<P, R, 1>(pages, cache, panel, weights, score_row, count[R - 1], sums, sink);
+  }
+}
+
+// `rows` consecutive queries, the first of which attends to `first_count` positions.
+template <Precision P, int R = int{gpt2f::kQueryTile}>
+void attend_rows(int64_t rows, const Pages& pages, const gpt2f::CacheLayout& cache,
+                 const uint32_t* query, int64_t query_row, int64_t first_count, float scale,
+                 float* scratch, int64_t context, Element<P>* out, int64_t out_row) {
+  if (rows == R) {
+    attend<P, R>(pages, cache, query, query_row, first_count, scale, scratch, context, out,
+                 out_row);
+  } else if constexpr (R > 1) {
+    attend_rows<P, R - 1>(rows, pages, cache, query, query_row, first_count, scale, scratch,
+                          context, out, out_row);
+  }
+}
+
+template <Precision P>
+void attention_of(const gpt2f::AttentionArgs& a, const Lane& lane) {
+  const gpt2f::CacheLayout& cache = a.cache;
+  const int64_t query_row = cache.heads * cache.key_steps;
+  float* const scratch = a.scratch + lane.rank * gpt2f::scratch_floats(a.context);
+  int64_t task = 0;
+  for (int64_t i = 0; i < a.sequence_count; ++i) {
+    const gpt2f::Sequence& s = a.sequences[i];
+    for (int64_t row = 0; row < s.rows; row += gpt2f::kQueryTile) {
+      const int64_t rows = s.rows - row < gpt2f::kQueryTile ? s.rows - row : gpt2f::kQueryTile;
+      for (int64_t head = 0; head < cache.heads; ++head, ++task) {
+        if (task % lane.size != lane.rank) continue;
+        const Pages pages{s.blocks, cache.page_offset(a.layer, head)};
+        const int64_t r = s.row + row;
+        attend_rows<P>(rows, pages, cache, a.query + r * query_row + head * cache.key_steps,
+                       query_row, s.start + row + 1, a.scale, scratch, a.context,
+                       at<P>(a.out, r * a.stride + head * cache.head_size), a.stride);
+      }
+    }
+  }
+}
+
+inline void attention(const gpt2f::AttentionArgs& a, const Lane& lane) {
+  a.precision == kFp32 ? attention_of<kFp32>(a, lane) : attention_of<kBf16>(a, lane);
+}
+
+}  // namespace

@@ -1,0 +1,28 @@
+// All kernels, in order, for the instruction set whose simd_*.h was included before; ends with its
+// table. Everything stays in anonymous namespaces: only the table's getter is visible outside.
+#pragma once
+
+#include "core/kernels.h"
+#include "core/numbers.h"
+// clang-format off: order matters
+#include "cpu/vmath.inl.h"
+#include "cpu/operand.inl.h"
+#include "cpu/layernorm.inl.h"
+#include "cpu/product.inl.h"
+#include "cpu/attention.inl.h"
+#include "cpu/embed.inl.h"
+#include "cpu/stages.inl.h"
+#include "cpu/sample.inl.h"
+#include "cpu/pack.inl.h"
+#include "cpu/ops.inl.h"
+// clang-format on
+
+namespace {
+
+constexpr gpt2f::KernelTable make_table(const char* name) {
+  return {name,     embed,  ln_qkv,       attention, linear_residual, ln_fc_gelu,      ln_head,
+          sample,   pack,   op_layernorm, op_gelu,   op_linear,       dense_attention, op_embed,
+          read};
+}
+
+}  // namespace

@@ -1,0 +1,100 @@
+// Sixteen lanes in one AVX-512 register. The operations, and only these, are what kernels use; every
+// simd_*.h has the same ones with the same results, bit for bit.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace {
+
+using F = __m512;     // 16 floats
+using U = __m512i;    // 16 32-bit words
+using M = __mmask16;  // 16 conditions
+
+constexpr int kTileRows = 6;      // rows a product keeps in registers
+constexpr int kTilePanelsOne = 4; // panels beside one row
+constexpr int kTilePanels = 4;    // panels beside several rows
+
+inline M first(int n) { return n >= 16 ? M(0xFFFF) : M((1u << n) - 1); }
+
+inline F fset(float x) { return _mm512_set1_ps(x); }
+inline F fload(const float* p) { return _mm512_loadu_ps(p); }
+inline F fload(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
+inline void fstore(float* p, F x) { _mm512_storeu_ps(p, x); }
+inline void fstore(float* p, F x, int n) { _mm512_mask_storeu_ps(p, first(n), x); }
+inline F fadd(F a, F b) { return _mm512_add_ps(a, b); }
+inline F fsub(F a, F b) { return _mm512_sub_ps(a, b); }
+inline F fmul(F a, F b) { return _mm512_mul_ps(a, b); }
+inline F fdiv(F a, F b) { return _mm512_div_ps(a, b); }
+inline F ffma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+inline F fmax(F a, F b) { return _mm512_max_ps(a, b); }  // a > b ? a : b
+inline F fmin(F a, F b) { return _mm512_min_ps(a, b); }  // a < b ? a : b
+inline F fround(F a) { return _mm512_roundscale_ps(a, 8); }  // to nearest even integer
+
+inline U uset(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
+inline U uload(const uint32_t* p) { return _mm512_loadu_si512(p); }
+inline U uload(const uint32_t* p, int n) { return _mm512_maskz_loadu_epi32(first(n), p); }
+inline void ustore(uint32_t* p, U x) { _mm512_storeu_si512(p, x); }
+inline U uadd(U a, U b) { return _mm512_add_epi32(a, b); }
+inline U usub(U a, U b) { return _mm512_sub_epi32(a, b); }
+inline U uand(U a, U b) { return _mm512_and_si512(a, b); }
+inline U uor(U a, U b) { return _mm512_or_si512(a, b); }
+inline U uxor(U a, U b) { return _mm512_xor_si512(a, b); }
+template <int kBits>
+inline U ushl(U a) { return _mm512_slli_epi32(a, kBits); }
+template <int kBits>
+inline U ushr(U a) { return _mm512_srli_epi32(a, kBits); }
+inline U umul(U a, U b) { return _mm512_mullo_epi32(a, b); }
+inline U umulhi(U a, U b) {  // upper half of the 64-bit product
+  const U even = _mm512_srli_epi64(_mm512_mul_epu32(a, b), 32);
+  const U odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), _mm512_srli_epi64(b, 32));
+  return _mm512_mask_blend_epi32(0xAAAA, even, odd);
+}
+inline U uiota() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
+
+inline U as_u(F a) { return _mm512_castps_si512(a); }
+inline F as_f(U a) { return _mm512_castsi512_ps(a); }
+inline U to_u(F a) { return _mm512_cvtps_epi32(a); }  // integral floats below 2^31
+inline F to_f(U a) { return _mm512_cvtepi32_ps(a); }  // words below 2^31
+
+inline M fge(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+inline M fgt(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+inline M fnan(F a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
+inline M ueq(U a, U b) { return _mm512_cmpeq_epi32_mask(a, b); }
+inline M mand(M a, M b) { return M(a & b); }
+inline uint32_t bits(M m) { return m; }
+inline F fselect(M m, F yes, F no) { return _mm512_mask_blend_ps(m, no, yes); }
+inline U uselect(M m, U yes, U no) { return _mm512_mask_blend_epi32(m, no, yes); }
+
+// 16 bfloat16 as floats, and back (round to nearest even; the caller keeps NaN out or quiet).
+inline F bf16_load(const uint16_t* p) {
+  return as_f(ushl<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p))));
+}
+inline void bf16_store_words(uint16_t* p, U upper) {  // upper halves of the words
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(upper, 16)));
+}
+
+// acc + the product of two pairs of bfloat16: fma of the odd pair first, then of the even pair, each
+// rounded to float, denormals flushed.
+inline F dot_pair(F acc, U a, U b) {
+#if defined(__AVX512BF16__)
+  return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b);
+#else
+  const U upper = uset(0xFFFF0000u);
+  acc = ffma(as_f(uand(a, upper)), as_f(uand(b, upper)), acc);
+  return ffma(as_f(ushl<16>(a)), as_f(ushl<16>(b)), acc);
+#endif
+}
+
+inline void lanes(F a, float out[16]) { _mm512_storeu_ps(out, a); }
+
+// The tree every sum over lanes uses: lane i + lane i+8, then +4, +2, +1.
+inline float fsum(F a) {
+  const __m256 x8 = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+  const __m128 x4 = _mm_add_ps(_mm256_castps256_ps128(x8), _mm256_extractf128_ps(x8, 1));
+  const __m128 x2 = _mm_add_ps(x4, _mm_movehl_ps(x4, x4));
+  return _mm_cvtss_f32(_mm_add_ss(x2, _mm_shuffle_ps(x2, x2, 1)));
+}
+
+}  // namespace

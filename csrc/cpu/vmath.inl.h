@@ -1,0 +1,78 @@
+// exp, log and GELU on sixteen lanes: the same operations in the same order on every instruction set.
+//
+// Source   range reductions and polynomials: S. Moshier, Cephes Mathematical Library, expf.c, logf.c.
+// Numerics measured worst errors are in docs/numerics.md and checked by tests/ops.
+#pragma once
+
+namespace {
+
+inline F fneg(F a) { return as_f(uxor(as_u(a), uset(0x80000000u))); }
+
+// e^x; 0 below -86 (4e-38, next to the smallest normal float), infinity above 88.7, NaN for NaN.
+inline F fexp(F x) {
+  const F high = fset(88.72283f), low = fset(-86.0f);
+  const F y = fmin(high, fmax(low, x));
+  const F n = fround(fmul(y, fset(1.44269504088896341f)));
+  F r = ffma(n, fset(-0.693359375f), y);
+  r = ffma(n, fset(2.12194440e-4f), r);
+  F p = fset(1.9875691500e-4f);
+  p = ffma(p, r, fset(1.3981999507e-3f));
+  p = ffma(p, r, fset(8.3334519073e-3f));
+  p = ffma(p, r, fset(4.1665795894e-2f));
+  p = ffma(p, r, fset(1.6666665459e-1f));
+  p = ffma(p, r, fset(5.0000001201e-1f));
+  p = ffma(fmul(r, r), p, fadd(r, fset(1.0f)));
+  // 2^n in two steps: n = 128 does not fit one exponent.
+  const U half = usub(to_u(n), uset(1));
+  F scaled = fmul(as_f(uadd(as_u(p), ushl<23>(half))), fset(2.0f));
+  scaled = fselect(fgt(low, x), fset(0.0f), scaled);
+  return fselect(fgt(x, high), fset(__builtin_inff()), scaled);
+}
+
+// log(1 + x) for x in [sqrt(1/2) - 1, sqrt(2) - 1], plus e log 2.
+inline F log_reduced(F x, F e) {
+  const F z = fmul(x, x);
+  F p = fset(7.0376836292e-2f);
+  p = ffma(p, x, fset(-1.1514610310e-1f));
+  p = ffma(p, x, fset(1.1676998740e-1f));
+  p = ffma(p, x, fset(-1.2420140846e-1f));
+  p = ffma(p, x, fset(1.4249322787e-1f));
+  p = ffma(p, x, fset(-1.6668057665e-1f));
+  p = ffma(p, x, fset(2.0000714765e-1f));
+  p = ffma(p, x, fset(-2.4999993993e-1f));
+  p = ffma(p, x, fset(3.3333331174e-1f));
+  F y = fmul(fmul(p, x), z);
+  y = ffma(e, fset(-2.12194440e-4f), y);
+  y = ffma(z, fset(-0.5f), y);
+  return ffma(e, fset(0.693359375f), fadd(x, y));
+}
+
+// log x for positive, normal x.
+inline F flog(F x) {
+  const U word = as_u(x);
+  F e = to_f(usub(ushr<23>(word), uset(126)));
+  F m = as_f(uor(uand(word, uset(0x007FFFFFu)), uset(0x3F000000u)));  // [1/2, 1)
+  const M small = fgt(fset(0.707106781186547524f), m);
+  e = fselect(small, fsub(e, fset(1.0f)), e);
+  m = fsub(fselect(small, fadd(m, m), m), fset(1.0f));
+  return log_reduced(m, e);
+}
+
+// x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3): the tanh form of Hendrycks & Gimpel 2016
+// (arXiv:1606.08415) without its cancellation for negative x.
+inline F fgelu(F x) {
+  const F slope = ffma(fmul(x, x), fset(-0.0713548162726009f), fset(-1.5957691216057308f));
+  return fdiv(x, fadd(fset(1.0f), fexp(fmul(x, slope))));
+}
+
+// Rounded to bfloat16 (nearest even), as the upper halves of words whose lower halves are noise.
+inline U bf16_round(F x) {
+  const U word = as_u(x);
+  const U odd = uand(ushr<16>(word), uset(1));
+  const U rounded = uadd(word, uadd(odd, uset(0x7FFFu)));
+  return uselect(fnan(x), uset(0x7FC00000u), rounded);
+}
+
+inline F upper_half(U word) { return as_f(uand(word, uset(0xFFFF0000u))); }
+
+}  // namespace

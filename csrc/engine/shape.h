@@ -1,0 +1,37 @@
+// The shape of a model and the memory it takes.
+#pragma once
+
+#include <cstdint>
+
+#include "core/dtype.h"
+#include "core/kernels.h"
+
+namespace gpt2f {
+
+struct Shape {
+  int64_t layers, width, heads, context, vocab, inner;
+  float eps;
+  bool tied;              // the head is the token embedding
+  bool scale_scores;      // divide scores by sqrt(D)
+  bool scale_by_layer;    // and by the layer's number, from 1
+
+  int64_t head_size() const { return width / heads; }
+  float attention_scale(int64_t layer) const;
+  void validate() const;  // throws Error (kParameter)
+};
+
+// Bytes of each part, fixed before anything is allocated.
+struct Plan {
+  int64_t weights;        // packed matrices, norms, biases, embeddings
+  int64_t cache;          // KV blocks for max_sequences full contexts, committed as they are used
+  int64_t cache_block;    // of which one block of 16 positions
+  int64_t scratch;        // activations, logits and per-thread buffers
+  int64_t total() const { return weights + cache + scratch; }
+};
+
+constexpr int64_t kMaxRows = 256;   // new tokens of one step
+constexpr int64_t kLogitRows = 64;  // rows whose logits exist at the same time
+
+Plan make_plan(const Shape& shape, Precision precision, int threads, int64_t max_sequences);
+
+}  // namespace gpt2f

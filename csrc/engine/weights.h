@@ -1,0 +1,79 @@
+// The parameters of a model in the form kernels stream them, in one allocation, in the order of use.
+#pragma once
+
+#include <cstddef>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "core/buffer.h"
+#include "core/kernels.h"
+#include "core/thread_pool.h"
+#include "engine/shape.h"
+
+namespace gpt2f {
+
+struct StoredTensor {
+  const void* data;
+  DType type;
+  std::vector<int64_t> shape;
+};
+
+struct Layer {
+  LayernormParameters ln_1, ln_2;
+  PackedLinear qkv, attention_out, fc, mlp_out;
+};
+
+class Weights {
+ public:
+  Weights(const Shape& shape, Precision precision);
+
+  static int64_t bytes(const Shape& shape, Precision precision);
+
+  // Packs one parameter, named as in Hugging Face checkpoints without `transformer.`; linear weights
+  // are [in, out]. Throws Error: kParameter for an unknown name or wrong shape, kCheckpoint for a NaN
+  // or an infinity.
+  void load(const std::string& name, const StoredTensor& tensor, const KernelTable& table,
+            ThreadPool& pool);
+  std::vector<std::string> missing() const;
+
+  const Layer& layer(int64_t i) const { return layers_[static_cast<size_t>(i)]; }
+  const LayernormParameters& final_norm() const { return final_norm_; }
+  const PackedLinear& head() const { return head_; }
+  const void* embedding_rows() const { return embedding_rows_; }  // null when tied
+  const void* positions() const { return positions_; }
+
+ private:
+  struct Target {
+    std::vector<int64_t> shape;
+    PackedLinear* linear = nullptr;  // packed matrix ...
+    bool transposed = false;         // ... from [out, in]
+    float* values = nullptr;         // or floats
+    void* rows = nullptr;            // or operand rows
+    bool loaded = false;
+  };
+  class Arena;
+
+  // For counting bytes only: has no memory.
+  Weights(const Shape& shape, Precision precision, std::nullptr_t)
+      : shape_(shape), precision_(precision) {}
+
+  void lay_out(Arena& arena);
+  void name_targets();
+  void load_linear(const std::string& name, const StoredTensor& tensor, Target& target,
+                   const KernelTable& table, ThreadPool& pool);
+  void load_values(const std::string& name, const StoredTensor& tensor, Target& target);
+  void load_rows(const std::string& name, const StoredTensor& tensor, Target& target);
+
+  Shape shape_;
+  Precision precision_;
+  Buffer memory_;
+  std::vector<Layer> layers_;
+  LayernormParameters final_norm_{};
+  PackedLinear head_;
+  void* embedding_rows_ = nullptr;
+  void* positions_ = nullptr;
+  std::map<std::string, Target> targets_;
+};
+
+}  // namespace gpt2f

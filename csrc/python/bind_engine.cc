@@ -1,0 +1,183 @@
+// The engine for gpt2_fast/model.py and generation.py, which check what users pass.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+
+#include "core/error.h"
+#include "cpu/select.h"
+#include "engine/engine.h"
+#include "python/arg.h"
+#include "python/bindings.h"
+
+namespace py = pybind11;
+
+namespace gpt2f {
+namespace {
+
+using Logits = py::array_t<float>;
+
+Precision precision_of(const std::string& name) {
+  check(name == "fp32" || name == "bf16", ErrorKind::kParameter,
+        "precision must be 'fp32' or 'bf16', got '", name, "'");
+  return name == "fp32" ? Precision::kFp32 : Precision::kBf16;
+}
+
+Shape shape_of(const py::dict& config) {
+  const auto integer = [&](const char* key) { return config[key].cast<int64_t>(); };
+  Shape shape{};
+  shape.layers = integer("n_layer");
+  shape.width = integer("n_embd");
+  shape.heads = integer("n_head");
+  shape.context = integer("n_ctx");
+  shape.vocab = integer("vocab_size");
+  shape.inner = config["n_inner"].is_none() ? 4 * shape.width : integer("n_inner");
+  shape.eps = config["layer_norm_epsilon"].cast<float>();
+  shape.tied = config["tie_word_embeddings"].cast<bool>();
+  shape.scale_scores = config["scale_attn_weights"].cast<bool>();
+  shape.scale_by_layer = config["scale_attn_by_inverse_layer_idx"].cast<bool>();
+  shape.validate();
+  return shape;
+}
+
+py::dict plan_of(const py::dict& config, const std::string& precision, int threads,
+                 int64_t max_sequences) {
+  const Plan plan = make_plan(shape_of(config), precision_of(precision), threads, max_sequences);
+  py::dict out;
+  out["weights"] = plan.weights;
+  out["cache"] = plan.cache;
+  out["cache_block"] = plan.cache_block;
+  out["scratch"] = plan.scratch;
+  out["total"] = plan.total();
+  return out;
+}
+
+std::unique_ptr<Engine> make_engine(const py::dict& config, const std::string& precision,
+                                    const std::string& isa, int threads, int64_t max_sequences) {
+  const Shape shape = shape_of(config);
+  return std::make_unique<Engine>(shape, precision_of(precision), *find_table(isa), threads,
+                                  max_sequences);
+}
+
+void load(Engine& engine, const std::string& name, py::handle array, const std::string& dtype) {
+  const Arg tensor("load", name.c_str(), array);
+  const bool bf16 = dtype == "BF16";
+  tensor.kind(bf16 ? Kind::kU16 : dtype == "F16" ? Kind::kF16 : Kind::kF32);
+  const StoredTensor stored{tensor.data(), bf16 ? DType::kBF16 : tensor.dtype(), tensor.sizes()};
+  const py::gil_scoped_release nogil;
+  engine.load(name, stored);
+}
+
+SampleParameters draw(float temperature, int32_t top_k, float top_p, float min_p, bool openai_top_p,
+                      uint64_t seed, uint32_t sample) {
+  SampleParameters p;
+  p.temperature = temperature;
+  p.top_k = top_k;
+  p.top_p = top_p;
+  p.min_p = min_p;
+  p.openai_top_p = openai_top_p;
+  p.seed = seed;
+  p.sample = sample;
+  return p;
+}
+
+// What step() was asked for one sequence: nothing (None), a Draw for its last token, "last" or "all"
+// for logits, or a list of targets, one per token, -1 for none.
+struct Request {
+  std::vector<int32_t> tokens;
+  std::vector<Wish> wishes;
+  py::object logits = py::none();
+  bool draws = false;
+};
+
+void ask_logits(Request& request, int64_t rows, int64_t vocab) {
+  const auto count = static_cast<int64_t>(request.tokens.size());
+  Logits out({rows, vocab});
+  for (int64_t r = 0; r < rows; ++r) {
+    Wish wish{count - rows + r, out.mutable_data(r, 0), {}};
+    request.wishes.push_back(wish);
+  }
+  request.logits = std::move(out);
+}
+
+Request make_request(Engine& engine, int64_t sequence, std::vector<int32_t> tokens,
+                     const py::object& want) {
+  Request request{std::move(tokens), {}};
+  const auto count = static_cast<int64_t>(request.tokens.size());
+  if (want.is_none()) return request;
+  if (py::isinstance<SampleParameters>(want)) {
+    Wish wish{count - 1, nullptr, want.cast<SampleParameters>()};
+    wish.parameters.position = engine.length(sequence) + count;
+    request.wishes.push_back(wish);
+    request.draws = true;
+  } else if (py::isinstance<py::str>(want)) {
+    ask_logits(request, want.cast<std::string>() == "all" ? count : 1, engine.shape().vocab);
+  } else {
+    const auto targets = want.cast<std::vector<int32_t>>();
+    check(targets.size() == request.tokens.size(), ErrorKind::kParameter, "targets: ",
+          targets.size(), " for ", count, " tokens");
+    for (int64_t r = 0; r < count; ++r) {
+      Wish wish{r, nullptr, {}};
+      wish.parameters.target = targets[static_cast<size_t>(r)];
+      if (wish.parameters.target >= 0) request.wishes.push_back(wish);
+    }
+  }
+  return request;
+}
+
+py::object answer_of(const Request& request) {
+  if (!request.logits.is_none()) return request.logits;
+  if (request.draws) {
+    return py::make_tuple(request.wishes.front().token, request.wishes.front().logprob);
+  }
+  py::list logprobs;
+  for (const Wish& wish : request.wishes) logprobs.append(wish.logprob);
+  return py::object(std::move(logprobs));
+}
+
+using Item = std::tuple<int64_t, std::vector<int32_t>, py::object>;
+
+py::list step(Engine& engine, std::vector<Item> items) {
+  std::vector<Request> requests;
+  requests.reserve(items.size());
+  std::vector<StepItem> steps;
+  for (auto& [sequence, tokens, want] : items) {
+    requests.push_back(make_request(engine, sequence, std::move(tokens), want));
+    steps.push_back({sequence, requests.back().tokens, requests.back().wishes});
+  }
+  {
+    const py::gil_scoped_release nogil;
+    engine.step(steps);
+  }
+  py::list answers;
+  for (const Request& request : requests) answers.append(answer_of(request));
+  return answers;
+}
+
+}  // namespace
+
+void bind_engine(py::module_& m) {
+  m.attr("MAX_ROWS") = kMaxRows;
+  m.def("plan", plan_of, py::arg("config"), py::arg("precision"), py::arg("threads"),
+        py::arg("max_sequences"));
+  py::class_<SampleParameters>(m, "Draw")
+      .def(py::init(&draw), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),
+           py::arg("min_p"), py::arg("openai_top_p"), py::arg("seed"), py::arg("sample"));
+  py::class_<Engine>(m, "Engine")
+      .def(py::init(&make_engine), py::arg("config"), py::arg("precision"), py::arg("isa"),
+           py::arg("threads"), py::arg("max_sequences"))
+      .def("load", load, py::arg("name"), py::arg("array"), py::arg("dtype"))
+      .def("missing", &Engine::missing)
+      .def("open", &Engine::open)
+      .def("fork", &Engine::fork, py::arg("sequence"))
+      .def("close", &Engine::close, py::arg("sequence"))
+      .def("length", &Engine::length, py::arg("sequence"))
+      .def("step", step, py::arg("items"))
+      .def_property_readonly("free_blocks", &Engine::free_blocks)
+      .def_property_readonly("blocks", &Engine::blocks)
+      .def_property_readonly("threads", &Engine::threads)
+      .def_property_readonly("isa", [](const Engine& engine) { return engine.table().name; });
+}
+
+}  // namespace gpt2f
