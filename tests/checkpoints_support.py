@@ -68,7 +68,7 @@ def hf_folder(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config_json(config, **changes)))
     named = {
-        name if name.startswith("lm_head") else prefix + name: np.ascontiguousarray(values)
+        name if name.startswith("lm_head") else prefix + name: np.asarray(values, order="C")
         for name, values in state.items()
     }
     save_file(named, folder / "model.safetensors", {"format": "pt"})

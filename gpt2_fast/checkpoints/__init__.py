@@ -65,11 +65,12 @@ def _names_in(folder: Path) -> list[str]:
     try:
         if folder.is_dir():
             return sorted(path.name for path in folder.iterdir())
-        if _is_pickle(folder):
-            raise CheckpointError(_pickle_refusal([folder]))
-        found = "a file; give the folder it lies in" if folder.exists() else "nothing there"
+        exists = folder.exists()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise CheckpointError(f"{folder}: cannot be read: {error}") from error
+    if _is_pickle(folder):
+        raise CheckpointError(_pickle_refusal([folder]))
+    found = "a file; give the folder it lies in" if exists else "nothing there"
     raise CheckpointError(f"{folder}: wanted a folder with a model in it, found {found}")
 
 

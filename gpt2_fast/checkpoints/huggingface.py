@@ -209,6 +209,6 @@ def _same_rows(one: TensorView, other: TensorView, rows: int) -> bool:
 
 def _without_padding(view: TensorView, config: GPT2Config) -> TensorView:
     """Rows beyond the vocabulary exist to make a size round; no token may ever come from them."""
-    if view.name not in (_EMBEDDING, _HEAD) or not view.shape:
+    if view.name not in (_EMBEDDING, _HEAD) or len(view.shape) != 2:
         return view
     return view.first_rows(config.vocab_size) if view.shape[0] > config.vocab_size else view
