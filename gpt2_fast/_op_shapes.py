@@ -35,20 +35,27 @@ class _Checks:
         dtypes: Sequence[torch.dtype] = (torch.float32,),
     ) -> None:
         """Require a shape (None: any), one of some dtypes, the device, and contiguity."""
+        if tensor.device != self.device:
+            self.fail(name, f"be on {self.device}", str(tensor.device))
+        if not tensor.is_contiguous():
+            strides = _show(tensor.stride())
+            self.fail(name, "be contiguous", f"shape {_show(tensor.shape)} with strides {strides}")
         if tensor.dtype not in dtypes:
             wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
             self.fail(name, f"be {wanted}", str(tensor.dtype).removeprefix("torch."))
         if shape is not None and tuple(tensor.shape) != tuple(shape):
             self.fail(name, f"have shape {_show(shape)}", _show(tensor.shape))
-        if tensor.device != self.device:
-            self.fail(name, f"be on {self.device}", str(tensor.device))
-        if not tensor.is_contiguous():
-            self.fail(name, "be contiguous", f"strides {_show(tensor.stride())}")
 
-    def axes(self, name: str, tensor: Tensor, *axes: str) -> None:
-        """Require so many axes, named here for the message."""
-        if tensor.ndim != len(axes):
-            self.fail(name, f"have shape {_show(axes)}", _show(tensor.shape))
+    def rank(self, name: str, tensor: Tensor, rank: int) -> None:
+        """Require so many axes."""
+        if tensor.ndim != rank:
+            self.fail(name, f"have {rank} dimensions", f"shape {_show(tensor.shape)}")
+
+    def rows(self, name: str, tensor: Tensor) -> None:
+        """Require float rows of any number of axes."""
+        self.tensor(name, tensor, None, FLOATS)
+        if tensor.ndim == 0:
+            self.fail(name, "have at least 1 dimensions", "shape ()")
 
     def fail(self, name: str, wanted: str, got: str) -> None:
         """Raise the error."""
@@ -61,9 +68,7 @@ def _show(shape: Sequence[object]) -> str:
 
 def _check_layernorm(op: str, name: str, x: Tensor, weight: Tensor, bias: Tensor) -> _Checks:
     check = _Checks(op, x.device)
-    check.tensor(name, x, None, FLOATS)
-    if x.ndim == 0:
-        check.fail(name, "have shape (..., C)", "()")
+    check.rows(name, x)
     check.tensor("weight", weight, x.shape[-1:])
     check.tensor("bias", bias, x.shape[-1:])
     return check
@@ -85,7 +90,7 @@ def add_layernorm(
 def add_layernorm_(
     residual: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, _eps: float
 ) -> Tensor:
-    check = _check_layernorm("add_layernorm_", "residual", residual, weight, bias)
+    check = _check_layernorm("add_layernorm", "residual", residual, weight, bias)
     check.tensor("delta", delta, residual.shape, (residual.dtype,))
     return residual.new_empty(residual.shape)
 
@@ -97,12 +102,12 @@ def gelu(x: Tensor) -> Tensor:
 
 def embed(tokens: Tensor, positions: Tensor, wte: Tensor, wpe: Tensor) -> Tensor:
     check = _Checks("embed", wte.device)
-    check.axes("tokens", tokens, "R")
+    check.rank("tokens", tokens, 1)
     check.tensor("tokens", tokens, None, (torch.int64,))
     check.tensor("positions", positions, tokens.shape, (torch.int64,))
-    check.axes("wte", wte, "V", "C")
+    check.rank("wte", wte, 2)
     check.tensor("wte", wte, None, FLOATS)
-    check.axes("wpe", wpe, "n_ctx", "C")
+    check.rank("wpe", wpe, 2)
     check.tensor("wpe", wpe, (wpe.shape[0], wte.shape[1]), (wte.dtype,))
     return wte.new_empty((tokens.shape[0], wte.shape[1]))
 
@@ -111,11 +116,9 @@ def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, _gelu: bool
 ) -> Tensor:
     check = _Checks("linear", x.device)
-    check.tensor("x", x, None, FLOATS)
-    check.axes("weight", weight, "N", "K")
+    check.rows("x", x)
+    check.rank("weight", weight, 2)
     outputs = weight.shape[0]
-    if x.ndim == 0:
-        check.fail("x", "have shape (..., K)", "()")
     check.tensor("weight", weight, (outputs, x.shape[-1]), (x.dtype,))
     shape = (*x.shape[:-1], outputs)
     if bias is not None:
@@ -127,9 +130,9 @@ def linear(
 
 def attention_prefill(q: Tensor, k: Tensor, v: Tensor, _scale: float) -> Tensor:
     check = _Checks("attention_prefill", q.device)
-    check.axes("q", q, "B", "H", "T", "D")
+    check.rank("q", q, 4)
     check.tensor("q", q, None, FLOATS)
-    check.axes("k", k, "B", "H", "S", "D")
+    check.rank("k", k, 4)
     check.tensor("k", k, (*q.shape[:2], k.shape[2], q.shape[3]), (q.dtype,))
     check.tensor("v", v, k.shape, (q.dtype,))
     if k.shape[2] < q.shape[2]:
@@ -139,16 +142,16 @@ def attention_prefill(q: Tensor, k: Tensor, v: Tensor, _scale: float) -> Tensor:
 
 def attention_decode(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, _scale: float) -> Tensor:
     check = _Checks("attention_decode", q.device)
-    check.axes("q", q, "B", "H", "D")
+    check.rank("q", q, 3)
     check.tensor("q", q, None, FLOATS)
-    check.axes("k", k, "B", "H", "S", "D")
+    check.rank("k", k, 4)
     check.tensor("k", k, (*q.shape[:2], k.shape[2], q.shape[2]), (q.dtype,))
     check.tensor("v", v, k.shape, (q.dtype,))
     check.tensor("lengths", lengths, q.shape[:1], (torch.int32,))
     return q.new_empty(q.shape)
 
 
-def sample(  # noqa: PLR0917
+def sample(
     logits: Tensor,
     temperature: Tensor,
     top_k: Tensor,
@@ -160,7 +163,7 @@ def sample(  # noqa: PLR0917
     positions: Tensor,
 ) -> tuple[Tensor, Tensor]:
     check = _Checks("sample", logits.device)
-    check.axes("logits", logits, "R", "V")
+    check.rank("logits", logits, 2)
     check.tensor("logits", logits, None)
     rows = logits.shape[:1]
     check.tensor("temperature", temperature, rows)

@@ -200,7 +200,7 @@ def attention_decode(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scale: fl
     return out
 
 
-def sample(  # noqa: PLR0917
+def sample(
     logits: Tensor,
     temperature: Tensor,
     top_k: Tensor,
@@ -251,7 +251,8 @@ def _layernorm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 def _add_layernorm(
     residual: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    h, out = residual.clone(), residual.new_empty(residual.shape)
+    h, out = _op_shapes.add_layernorm(residual, delta, weight, bias, eps)
+    h.copy_(residual)
     _C.add_layernorm(h, delta, weight, bias, eps, out)
     return h, out
 
@@ -296,7 +297,7 @@ def _attention_decode(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scale: f
     return out
 
 
-def _sample(  # noqa: PLR0917
+def _sample(
     logits: Tensor,
     temperature: Tensor,
     top_k: Tensor,

@@ -267,7 +267,7 @@ def kept_by_filters(
     return kept & (np.exp(z - z.max()) >= min_p)
 
 
-def sample(  # noqa: PLR0917
+def sample(
     logits: Tensor,
     temperature: Tensor,
     top_k: Tensor,
