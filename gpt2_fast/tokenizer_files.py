@@ -1,0 +1,347 @@
+"""Vocabulary files: the GPT-2 table of the wheel, and vocab.json with merges.txt, read and written.
+
+vocab.json (OpenAI: encoder.json) is an object from token to id. A token is written with one
+character per byte: printable Latin-1 characters stand for themselves, the other 68 bytes for
+U+0100 onwards in byte order. merges.txt (vocab.bpe) has a merge a line, two tokens with a space
+between, the first merging first, after an optional line `#version: ...`. added_tokens.json maps
+literal text to further ids. A byte order mark, CRLF and a missing last newline are accepted.
+
+Every fault is a `TokenizerError` that names the file and the line or entry. Nothing over 64 MB
+is read. Source: OpenAI's gpt-2 release (src/encoder.py) describes the format.
+"""
+
+from __future__ import annotations
+
+import binascii
+import hashlib
+import json
+import os
+import stat
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpt2_fast.errors import TokenizerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+MAX_FILE_BYTES = 64 << 20
+END_OF_TEXT = "<|endoftext|>"
+GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+# sha256 of GPT-2's 50,000 merges as "left right\n" each: vocab.bpe without its first line.
+GPT2_MERGES_SHA256 = "ac33235097fe06d4a8fff0feac994644809e6eb6ab70669e1e9fd40ae032428e"
+
+Pair = tuple[bytes, bytes]
+
+
+def _byte_symbols() -> tuple[str, ...]:
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    shifted = iter(range(0x100, 0x200))
+    return tuple(chr(byte if byte in printable else next(shifted)) for byte in range(256))
+
+
+BYTE_TO_SYMBOL = _byte_symbols()
+SYMBOL_TO_BYTE = {symbol: byte for byte, symbol in enumerate(BYTE_TO_SYMBOL)}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A checked vocabulary of V tokens.
+
+    tokens    (V) the bytes of each id
+    names     (V) the name of each id, as vocab.json or added_tokens.json writes it
+    ranks     bytes to rank, for `tokenizer_engine.Engine`: 256 bytes, then what merges make
+    rank_ids  id of each rank, -1 where there is none; None: rank and id are the same
+    merges    every merge in order, None: as `ranks` implies (see `derive_merges`)
+    added     text to id, for tokens that no merge makes
+    literal   ids that came from added_tokens.json
+    """
+
+    tokens: tuple[bytes, ...]
+    names: tuple[str, ...]
+    ranks: Mapping[bytes, int]
+    rank_ids: tuple[int, ...] | None
+    merges: tuple[Pair, ...] | None
+    added: Mapping[str, int]
+    literal: frozenset[int]
+
+
+def read_gpt2() -> Vocabulary:
+    """The vocabulary of GPT-2 from the wheel: 50,256 ranks and `<|endoftext|>`, id 50256."""
+    path = Path(__file__).with_name("data") / "gpt2.tiktoken"
+    data = _read_bytes(path, path.name)
+    if hashlib.sha256(data).hexdigest() != GPT2_SHA256:
+        raise TokenizerError(f"{path}: the file is damaged (sha256 wanted {GPT2_SHA256})")
+    # The digest vouches for the form: "base64 rank" a line, ranks in order.
+    tokens = [binascii.a2b_base64(line.split()[0]) for line in data.splitlines()]
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    return Vocabulary(
+        tokens=(*tokens, END_OF_TEXT.encode()),
+        names=(*map(symbols, tokens), END_OF_TEXT),
+        ranks=ranks,
+        rank_ids=None,
+        merges=None,
+        added={END_OF_TEXT: len(tokens)},
+        literal=frozenset(),
+    )
+
+
+def read_vocabulary(vocab: Path, merges: Path, added: Path | None = None) -> Vocabulary:
+    """Reads and checks vocab.json, merges.txt and, where given, added_tokens.json.
+
+    Ids must be 0..V-1, each once, over vocab.json and added_tokens.json together. A merge joins
+    two tokens that are single bytes or made by earlier merges, and makes a token of vocab.json.
+    A token that no merge makes is an added token; a missing single byte is accepted here.
+    """
+    ids = _read_ids(vocab)
+    literal = _add_ids(ids, vocab.name, added) if added is not None else set()
+    names = _names_by_id(ids, vocab.name)
+    lines = _merge_lines(merges)
+    pairs = _parse_merges(lines, ids, merges.name, vocab.name)
+    tokens = tuple(name.encode() if name in literal else _token_bytes(name) for name in names)
+    single = sorted(
+        ((ids.get(symbol, len(names)), byte) for byte, symbol in enumerate(BYTE_TO_SYMBOL))
+    )
+    ranks = {bytes([byte]): rank for rank, (_, byte) in enumerate(single)}
+    rank_ids = [number if number < len(names) else -1 for number, _ in single]
+    rank_ids += [ids[symbols(left) + symbols(right)] for left, right in pairs]
+    made = {number for number in rank_ids if number >= 0}
+    if hashlib.sha256("\n".join((*lines, "")).encode()).hexdigest() == GPT2_MERGES_SHA256:
+        ranks.update((left + right, 256 + i) for i, (left, right) in enumerate(pairs))
+    else:
+        _add_live_merges(ranks, pairs)
+    return Vocabulary(
+        tokens=tokens,
+        names=names,
+        ranks=ranks,
+        rank_ids=None if rank_ids == list(range(len(rank_ids))) else tuple(rank_ids),
+        merges=pairs,
+        added=_added_texts(tokens, made),
+        literal=frozenset(ids[name] for name in literal),
+    )
+
+
+def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
+    """Writes vocab.json, merges.txt and, where there are any, added_tokens.json into `folder`.
+
+    Each file is written beside its place and renamed, so a reader finds the old one or the new
+    one. An added_tokens.json that does not belong to this vocabulary is removed. Raises OSError.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    merges = vocabulary.merges
+    if merges is None:
+        merges = derive_merges(vocabulary.ranks)
+    plain: dict[str, int] = {}
+    literal: dict[str, int] = {}
+    for number, name in enumerate(vocabulary.names):
+        (literal if number in vocabulary.literal else plain)[name] = number
+    _replace(folder / "vocab.json", json.dumps(plain, ensure_ascii=False))
+    lines = (f"{symbols(left)} {symbols(right)}\n" for left, right in merges)
+    _replace(folder / "merges.txt", "#version: 0.2\n" + "".join(lines))
+    if literal:
+        _replace(folder / "added_tokens.json", json.dumps(literal, ensure_ascii=False))
+    else:
+        (folder / "added_tokens.json").unlink(missing_ok=True)
+
+
+def symbols(token: bytes) -> str:
+    """`token` as vocab.json and merges.txt write it, one character a byte."""
+    return "".join(map(BYTE_TO_SYMBOL.__getitem__, token))
+
+
+def derive_merges(ranks: Mapping[bytes, int]) -> tuple[Pair, ...]:
+    """The merges, in order, that `ranks` implies: what each token's bytes are one merge before it.
+
+    Raises TokenizerError for a token that merging its bytes never makes.
+    """
+    pairs: dict[Pair, int] = {}
+    for token in sorted(ranks, key=ranks.__getitem__):
+        if len(token) > 1:
+            parts = _merge(token, pairs)
+            if len(parts) != 2:
+                raise TokenizerError(f"no merge makes the token {symbols(token)!r}")
+            pairs[parts[0], parts[1]] = ranks[token]
+    return tuple(pairs)
+
+
+def _add_live_merges(ranks: dict[bytes, int], pairs: Iterable[Pair]) -> None:
+    """Adds to `ranks` the tokens that merging makes; merge i has rank 256 + i.
+
+    A merge is live if its token's bytes, merged by the live merges before it, come to its two
+    parts. Merges of a trained vocabulary all are. Others never happen in any text: a token in a
+    text is merged from its bytes alone, as if they stood alone. Without them, "any two neighbours
+    whose bytes together have a rank" (the engine's rule) and "any pair in the list" are the same.
+    """
+    live: dict[Pair, int] = {}
+    for rank, (left, right) in enumerate(pairs, start=256):
+        token = left + right
+        if token not in ranks and _merge(token, live) == [left, right]:
+            live[left, right] = rank
+            ranks[token] = rank
+
+
+def _merge(token: bytes, pairs: Mapping[Pair, int]) -> list[bytes]:
+    """`token` merged from single bytes: the pair of lowest rank first, the leftmost of equals."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 1:
+        found = [(pairs.get((parts[i], parts[i + 1]), -1), i) for i in range(len(parts) - 1)]
+        best = min((item for item in found if item[0] >= 0), default=None)
+        if best is None:
+            break
+        at = best[1]
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts
+
+
+def _read_ids(path: Path) -> dict[str, int]:
+    """The object of token names and ids in `path`."""
+    text = _read_text(path)
+
+    def unique(items: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(items)
+        if len(found) != len(items):
+            counts = Counter(name for name, _ in items)
+            raise TokenizerError(f"{path.name}: {counts.most_common(1)[0][0]!r} is there twice")
+        return found
+
+    try:
+        value = json.loads(text, object_pairs_hook=unique)
+    except RecursionError as error:
+        raise TokenizerError(f"{path.name}: nested too deeply, wanted one flat object") from error
+    except TokenizerError:
+        raise
+    except ValueError as error:
+        raise TokenizerError(f"{path.name}: not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise TokenizerError(f"{path.name}: wanted an object, found {type(value).__name__}")
+    for name, number in value.items():
+        if type(number) is not int:
+            raise TokenizerError(f"{path.name}: {name!r} has id {number!r:.40}, wanted an integer")
+        if not name or any("\ud800" <= c <= "\udfff" for c in name):
+            raise TokenizerError(f"{path.name}: {name!r} (id {number}) is empty or not Unicode")
+    return value
+
+
+def _add_ids(ids: dict[str, int], label: str, added: Path) -> set[str]:
+    """Adds the entries of added_tokens.json to `ids`; the names that were not there before."""
+    new: set[str] = set()
+    for name, number in _read_ids(added).items():
+        if name not in ids:
+            new.add(name)
+            ids[name] = number
+        elif ids[name] != number:
+            raise TokenizerError(
+                f"{added.name}: {name!r} has id {number}, but {label} gives it {ids[name]}"
+            )
+    return new
+
+
+def _names_by_id(ids: Mapping[str, int], label: str) -> tuple[str, ...]:
+    if not ids:
+        raise TokenizerError(f"{label}: no tokens")
+    names: list[str | None] = [None] * len(ids)
+    for name, number in ids.items():
+        if not 0 <= number < len(ids):
+            missing = min(set(range(len(ids))) - set(ids.values()))
+            raise TokenizerError(
+                f"{label}: {name!r} has id {number}, wanted 0..{len(ids) - 1} for {len(ids)} "
+                f"tokens; id {missing} is missing"
+            )
+        other = names[number]
+        if other is not None:
+            raise TokenizerError(f"{label}: {other!r} and {name!r} have the same id {number}")
+        names[number] = name
+    return tuple(name for name in names if name is not None)
+
+
+def _merge_lines(path: Path) -> list[str]:
+    """The lines of merges.txt without version line, CR and empty lines at the end."""
+    # Not splitlines(): only LF ends a line here.
+    lines = [line.removesuffix("\r") for line in _read_text(path).split("\n")]
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines[1:] if lines and lines[0].startswith("#version") else lines
+
+
+def _parse_merges(
+    lines: list[str], ids: Mapping[str, int], label: str, vocab_label: str
+) -> tuple[Pair, ...]:
+    known = set(BYTE_TO_SYMBOL) & ids.keys()
+    seen: dict[str, int] = {}
+    pairs: list[Pair] = []
+    for number, line in enumerate(lines, start=1):
+        where = f"{label}: merge {number} ({line!r:.80})"
+        left, space, right = line.partition(" ")
+        if not left or not space or not right or " " in right:
+            raise TokenizerError(f"{where}: wanted two tokens with one space between")
+        for part in (left, right):
+            if part not in known:
+                raise TokenizerError(f"{where}: {part!r} is no byte and made by no earlier merge")
+        if seen.setdefault(line, number) != number:
+            raise TokenizerError(f"{where}: the same as merge {seen[line]}")
+        if left + right not in ids:
+            raise TokenizerError(f"{where}: {left + right!r} is not in {vocab_label}")
+        known.add(left + right)
+        pairs.append((_token_bytes(left), _token_bytes(right)))
+    return tuple(pairs)
+
+
+def _token_bytes(name: str) -> bytes:
+    """The bytes of a name: by the byte table, or as UTF-8 if a character is not in the table."""
+    try:
+        return bytes(map(SYMBOL_TO_BYTE.__getitem__, name))
+    except KeyError:
+        return name.encode()
+
+
+def _added_texts(tokens: Iterable[bytes], made: set[int]) -> dict[str, int]:
+    """Texts of the tokens that are neither a byte nor made by a merge."""
+    added: dict[str, int] = {}
+    for number, token in enumerate(tokens):
+        if number not in made:
+            try:
+                added.setdefault(token.decode(), number)
+            except UnicodeDecodeError:
+                continue  # no text has these bytes: the token can be decoded, not encoded
+    return added
+
+
+def _read_text(path: Path) -> str:
+    data = _read_bytes(path, path.name)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"{path.name}: not UTF-8 at byte {error.start}") from error
+
+
+def _read_bytes(path: Path, label: str) -> bytes:
+    """The file's bytes. Refuses what is not a regular file (a pipe would block) or is too big."""
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with open(handle, "rb") as file:  # noqa: PTH123 - of a descriptor
+            regular = stat.S_ISREG(os.fstat(handle).st_mode)
+            data = file.read(MAX_FILE_BYTES + 1) if regular else b""
+    except (OSError, ValueError) as error:
+        raise TokenizerError(f"{label}: cannot read {path}: {error}") from error
+    if not regular:
+        raise TokenizerError(f"{label}: {path} is not a regular file")
+    if len(data) > MAX_FILE_BYTES:
+        raise TokenizerError(f"{label}: over {MAX_FILE_BYTES} bytes, which no vocabulary needs")
+    return data
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes `text` to `path` through a temporary file in the same folder."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with open(handle, "w", encoding="utf-8", newline="\n") as file:  # noqa: PTH123
+            file.write(text)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
