@@ -42,7 +42,7 @@ _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 _CONTENT_RANGE = re.compile(r"^bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)$")
 
 
-class _Dropped(Exception):  # noqa: N818 - never leaves this file
+class _Dropped(Exception):
     """This attempt failed in a way that another may not."""
 
     def __init__(self, reason: str, *, wait: float | None = None, connected: bool = True) -> None:
@@ -54,7 +54,7 @@ class _Dropped(Exception):  # noqa: N818 - never leaves this file
 class _SameSchemeRedirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects to http and https, never from https to http, never to other schemes."""
 
-    def redirect_request(  # noqa: PLR0917 - urllib's signature
+    def redirect_request(
         self,
         req: urllib.request.Request,
         fp: IO[bytes],
@@ -140,7 +140,8 @@ class _Transfer:
             if isinstance(error, DownloadError):
                 raise
             reason = getattr(error, "reason", error)
-            raise _Dropped(str(reason) or repr(reason), connected=False) from error
+            hung_up = isinstance(error, ConnectionResetError)  # somebody is there, and busy
+            raise _Dropped(str(reason) or repr(reason), connected=hung_up) from error
         with response:
             self.connected = True
             start = self._start(response, have, tag)
