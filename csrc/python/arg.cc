@@ -46,11 +46,6 @@ Kind kind_of(const std::string& format, Py_ssize_t bytes) {
 
 }  // namespace
 
-template <typename... Parts>
-void Arg::fail(const Parts&... parts) const {
-  throw Error(ErrorKind::kParameter, cat(op_, ": ", name_, " ", parts...));
-}
-
 Arg::Arg(const char* op, const char* name, py::handle object) : op_(op), name_(name) {
   if (!from_exchange_api(object) && !from_buffer(object) && !from_capsule(object)) {
     fail("must be a numpy array or a CPU tensor, got ",

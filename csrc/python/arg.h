@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/dtype.h"
+#include "core/error.h"
 
 namespace gpt2f {
 
@@ -40,7 +41,9 @@ class Arg {
   T* data() const { return static_cast<T*>(data_); }
 
   template <typename... Parts>
-  [[noreturn]] void fail(const Parts&... parts) const;
+  [[noreturn]] void fail(const Parts&... parts) const {
+    throw Error(ErrorKind::kParameter, cat(op_, ": ", name_, " ", parts...));
+  }
 
  private:
   bool from_exchange_api(pybind11::handle object);
