@@ -33,6 +33,7 @@ class _Checks:
         tensor: Tensor,
         shape: Sequence[int] | None,
         dtypes: Sequence[torch.dtype] = (torch.float32,),
+        like: str = "",
     ) -> None:
         """Require a shape (None: any), one of some dtypes, the device, and contiguity."""
         if tensor.device != self.device:
@@ -42,7 +43,8 @@ class _Checks:
             self.fail(name, "be contiguous", f"shape {_show(tensor.shape)} with strides {strides}")
         if tensor.dtype not in dtypes:
             wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-            self.fail(name, f"be {wanted}", str(tensor.dtype).removeprefix("torch."))
+            suffix = f" like {like}" if like else ""
+            self.fail(name, f"be {wanted}{suffix}", str(tensor.dtype).removeprefix("torch."))
         if shape is not None and tuple(tensor.shape) != tuple(shape):
             self.fail(name, f"have shape {_show(shape)}", _show(tensor.shape))
 
@@ -83,7 +85,7 @@ def add_layernorm(
     residual: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, _eps: float
 ) -> tuple[Tensor, Tensor]:
     check = _check_layernorm("add_layernorm", "residual", residual, weight, bias)
-    check.tensor("delta", delta, residual.shape, (residual.dtype,))
+    check.tensor("delta", delta, residual.shape, (residual.dtype,), like="residual")
     return residual.new_empty(residual.shape), residual.new_empty(residual.shape)
 
 
@@ -91,7 +93,7 @@ def add_layernorm_(
     residual: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, _eps: float
 ) -> Tensor:
     check = _check_layernorm("add_layernorm", "residual", residual, weight, bias)
-    check.tensor("delta", delta, residual.shape, (residual.dtype,))
+    check.tensor("delta", delta, residual.shape, (residual.dtype,), like="residual")
     return residual.new_empty(residual.shape)
 
 
@@ -108,7 +110,7 @@ def embed(tokens: Tensor, positions: Tensor, wte: Tensor, wpe: Tensor) -> Tensor
     check.rank("wte", wte, 2)
     check.tensor("wte", wte, None, FLOATS)
     check.rank("wpe", wpe, 2)
-    check.tensor("wpe", wpe, (wpe.shape[0], wte.shape[1]), (wte.dtype,))
+    check.tensor("wpe", wpe, (wpe.shape[0], wte.shape[1]), (wte.dtype,), like="wte")
     return wte.new_empty((tokens.shape[0], wte.shape[1]))
 
 
@@ -119,12 +121,12 @@ def linear(
     check.rows("x", x)
     check.rank("weight", weight, 2)
     outputs = weight.shape[0]
-    check.tensor("weight", weight, (outputs, x.shape[-1]), (x.dtype,))
+    check.tensor("weight", weight, (outputs, x.shape[-1]), (x.dtype,), like="x")
     shape = (*x.shape[:-1], outputs)
     if bias is not None:
         check.tensor("bias", bias, (outputs,))
     if residual is not None:
-        check.tensor("residual", residual, shape, (x.dtype,))
+        check.tensor("residual", residual, shape, (x.dtype,), like="x")
     return x.new_empty(shape)
 
 
@@ -133,10 +135,11 @@ def attention_prefill(q: Tensor, k: Tensor, v: Tensor, _scale: float) -> Tensor:
     check.rank("q", q, 4)
     check.tensor("q", q, None, FLOATS)
     check.rank("k", k, 4)
-    check.tensor("k", k, (*q.shape[:2], k.shape[2], q.shape[3]), (q.dtype,))
-    check.tensor("v", v, k.shape, (q.dtype,))
+    check.tensor("k", k, (*q.shape[:2], k.shape[2], q.shape[3]), (q.dtype,), like="q")
+    check.tensor("v", v, k.shape, (q.dtype,), like="q")
     if k.shape[2] < q.shape[2]:
-        check.fail("k", f"have at least {q.shape[2]} positions", str(k.shape[2]))
+        wanted = "have at least as many positions as q has queries"
+        check.fail("k", wanted, f"{k.shape[2]} for {q.shape[2]}")
     return q.new_empty(q.shape)
 
 
@@ -145,8 +148,8 @@ def attention_decode(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, _scale: f
     check.rank("q", q, 3)
     check.tensor("q", q, None, FLOATS)
     check.rank("k", k, 4)
-    check.tensor("k", k, (*q.shape[:2], k.shape[2], q.shape[2]), (q.dtype,))
-    check.tensor("v", v, k.shape, (q.dtype,))
+    check.tensor("k", k, (*q.shape[:2], k.shape[2], q.shape[2]), (q.dtype,), like="q")
+    check.tensor("v", v, k.shape, (q.dtype,), like="q")
     check.tensor("lengths", lengths, q.shape[:1], (torch.int32,))
     return q.new_empty(q.shape)
 

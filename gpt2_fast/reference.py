@@ -38,6 +38,8 @@ _PHILOX_W0, _PHILOX_W1 = 0x9E3779B9, 0xBB67AE85
 _PHILOX_ROUNDS = 10
 _WORD = np.uint64(0xFFFFFFFF)
 
+_SMALLEST_TEMPERATURE = 2.0**-126  # kernels take float32 below it for 0
+
 
 def layernorm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
     """Normalise the last axis: (x - mean) / sqrt(var + eps) * weight + bias, biased variance.
@@ -282,15 +284,15 @@ def sample(
 
     Args:
         logits: (R, V), any float dtype; computed in float64.
-        temperature: (R,) >= 0; 0 takes the largest logit.
+        temperature: (R,) >= 0; below the smallest normal float32 (1.2e-38) takes the largest logit.
         top_k, top_p, min_p: (R,), see `kept_by_filters`.
         openai_top_p: the rule of top_p, for all rows.
         seeds, samples, positions: (R,) integers, see `gumbel_noise`.
 
     Returns:
         tokens (R,) int64, and logprobs (R,) float64: log softmax of the logits themselves at the
-        token, without temperature or filters. Equal scores: the lowest id. A row with a NaN: -1
-        and NaN.
+        token, without temperature or filters. Equal scores: the lowest id. A row with a NaN or
+        without a finite largest logit: -1 and NaN.
 
     Source: the Gumbel-max trick, Maddison et al. 2014, arXiv:1411.0030.
     """
@@ -304,12 +306,10 @@ def sample(
             (int(seeds[r]), int(positions[r]), int(samples[r])),
         )
         tokens[r] = token
-        highest = row.max()
-        logprobs[r] = (
-            float("nan")
-            if token < 0
-            else row[token] - highest - np.log(np.sum(np.exp(row - highest)))
-        )
+        logprobs[r] = float("nan")
+        if token >= 0:
+            highest = row.max()
+            logprobs[r] = row[token] - highest - np.log(np.sum(np.exp(row - highest)))
     return tokens.to(logits.device), logprobs.to(logits.device)
 
 
@@ -319,9 +319,9 @@ def _sample_row(
     filters: tuple[int, float, float, bool],
     key: tuple[int, int, int],
 ) -> int:
-    if np.isnan(logits).any():
+    if not np.isfinite(logits.max()):  # a NaN is the maximum of its row
         return -1
-    if temperature == 0:
+    if temperature < _SMALLEST_TEMPERATURE:
         return int(np.argmax(logits))
     z = logits / temperature
     scores = np.where(kept_by_filters(z, *filters), z + gumbel_noise(z.size, *key), -np.inf)

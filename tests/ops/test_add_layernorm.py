@@ -103,7 +103,7 @@ def test_a_row_does_not_see_its_company(isa: str) -> None:
     [
         ({"weight": torch.ones(5)}, r"weight must have shape \(48\), got \(5\)"),
         ({"delta": torch.ones(2, 48)}, r"delta must have shape \(3, 48\), got \(2, 48\)"),
-        ({"delta": torch.Tensor.bfloat16}, r"delta must be float32, got bfloat16"),
+        ({"delta": torch.Tensor.bfloat16}, r"delta must be float32 like residual, got bfloat16"),
         ({"residual": torch.Tensor.half}, r"residual must be float32 or bfloat16, got float16"),
         (
             {"residual": spread_out},

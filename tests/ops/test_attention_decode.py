@@ -42,13 +42,13 @@ def arguments(
 @each_dtype
 @pytest.mark.parametrize("length", LENGTHS)
 def test_matches_float64(isa: str, length: int, dtype: torch.dtype) -> None:
-    assert_parity("attention_decode", *arguments((length,), 2, length, 64, dtype))
+    assert_parity("attention_decode", *arguments((length,) * 4, 4, length, 64, dtype))
 
 
 @each_dtype
 @pytest.mark.parametrize("D", HEAD_SIZES)
 def test_head_sizes(isa: str, D: int, dtype: torch.dtype) -> None:
-    assert_parity("attention_decode", *arguments((1, 17, 64, 80), 3, 80, D, dtype))
+    assert_parity("attention_decode", *arguments((1, 17, 64, 80), 16, 80, D, dtype))
 
 
 @each_dtype
@@ -57,9 +57,9 @@ def test_ragged_lengths(isa: str, dtype: torch.dtype) -> None:
 
 
 @each_dtype
-@pytest.mark.parametrize("spread", [0.0, 30.0], ids=["all-equal", "one-hot"])
+@pytest.mark.parametrize("spread", [0.0, 5.0, 30.0], ids=["all-equal", "peaked", "one-hot"])
 def test_flat_and_peaked_scores(isa: str, spread: float, dtype: torch.dtype) -> None:
-    q, k, v, lengths, scale = arguments((90, 33), 2, 90, 64, dtype)
+    q, k, v, lengths, scale = arguments((90, 33, 64, 70), 8, 90, 64, dtype)
 
     assert_parity("attention_decode", (q * spread).to(dtype), k, v, lengths, scale)
 
@@ -132,7 +132,7 @@ def test_refuses_lengths_out_of_range(length: int) -> None:
         ({"lengths": torch.ones(3).int()}, r"lengths must have shape \(2\), got \(3\)"),
         ({"lengths": torch.Tensor.long}, r"lengths must be int32, got int64"),
         ({"q": torch.Tensor.half}, r"q must be float32 or bfloat16, got float16"),
-        ({"v": torch.Tensor.bfloat16}, r"v must be float32, got bfloat16"),
+        ({"v": torch.Tensor.bfloat16}, r"v must be float32 like q, got bfloat16"),
         ({"k": spread_out}, r"k must be contiguous, got shape .* with strides \(288, 96, 16, 2\)"),
         ({"lengths": spread_out}, r"lengths must be contiguous, got shape .* with strides \(2\)"),
         ({"lengths": lambda n: n.to("meta")}, r"lengths must be on cpu, got meta"),

@@ -103,7 +103,7 @@ def test_refuses_ids_out_of_range(name: str, value: int) -> None:
         ({"wpe": torch.ones(64, 9)}, r"wpe must have shape \(64, 8\), got \(64, 9\)"),
         ({"wpe": torch.ones(64)}, r"wpe must have 2 dimensions, got shape \(64\)"),
         ({"wte": torch.Tensor.half}, r"wte must be float32 or bfloat16, got float16"),
-        ({"wpe": torch.Tensor.bfloat16}, r"wpe must be float32, got bfloat16"),
+        ({"wpe": torch.Tensor.bfloat16}, r"wpe must be float32 like wte, got bfloat16"),
         ({"wte": spread_out}, r"wte must be contiguous, got shape .* with strides \(16, 2\)"),
         ({"tokens": spread_out}, r"tokens must be contiguous, got shape .* with strides \(2\)"),
         ({"wpe": lambda w: w.to("meta")}, r"wpe must be on cpu, got meta"),

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpt2_fast import ops
+from gpt2_fast import ops, reference
+from tests.accuracy import assert_as_accurate_as_torch
 
 from .support import (
     assert_opcheck,
@@ -16,6 +17,7 @@ from .support import (
     assert_refused,
     assert_same_bits,
     assert_same_bits_everywhere,
+    doubles,
     each_dtype,
     normal,
     spread_out,
@@ -38,26 +40,39 @@ def arguments(
     )
 
 
+def assert_linear_parity(epilogue: str, rows: int, K: int, N: int, dtype: torch.dtype) -> None:
+    """The accuracy rule over one call with all rows, and over calls with 1, 7 and the others."""
+    x, weight, bias, residual, gelu = args = arguments(epilogue, rows, K, N, dtype)
+    truth = reference.linear(*doubles(*args))
+    same_dtype = reference.linear(*args)
+    parts = [
+        ops.linear(x[part], weight, bias, None if residual is None else residual[part], gelu)
+        for part in (slice(0, 1), slice(1, 8), slice(8, rows))
+    ]
+
+    assert_as_accurate_as_torch(torch.cat(parts), same_dtype, truth)
+    assert_same_bits(ops.linear(*args), torch.cat(parts))
+
+
+# The largest error of few values is luck, and torch's may be 0: a sample has at least 1000 outputs.
 @each_dtype
 @pytest.mark.parametrize("epilogue", EPILOGUES)
 @pytest.mark.parametrize("N", [1, 15, 16, 17, 63, 64, 65])
 def test_matches_float64(isa: str, N: int, epilogue: str, dtype: torch.dtype) -> None:
     for K in (1, 2, 255, 256, 257):
-        for rows in (1, 7, 17):
-            assert_parity("linear", *arguments(epilogue, rows, K, N, dtype))
+        assert_linear_parity(epilogue, max(17, -(-1000 // N)), K, N, dtype)
 
 
 @each_dtype
 @pytest.mark.parametrize("rows", range(1, 18))
 def test_every_number_of_rows(isa: str, rows: int, dtype: torch.dtype) -> None:
-    assert_parity("linear", *arguments("gelu-residual", rows, 100, 80, dtype))
+    assert_parity("linear", *arguments("gelu-residual", rows, 100, 1000, dtype))
 
 
 @each_dtype
-@pytest.mark.parametrize(("K", "N"), [(768, 2304), (3072, 65), (6400, 17), (1600, 769)])
+@pytest.mark.parametrize(("K", "N"), [(768, 2304), (3072, 65), (6400, 64), (1600, 769)])
 def test_gpt2_sizes(isa: str, K: int, N: int, dtype: torch.dtype) -> None:
-    for rows in (1, 6):
-        assert_parity("linear", *arguments("bias", rows, K, N, dtype))
+    assert_linear_parity("bias", 17, K, N, dtype)
 
 
 @each_dtype
@@ -145,9 +160,9 @@ def test_arguments_stay_as_they_were(isa: str) -> None:
         ({"residual": torch.ones(3, 48)}, r"residual must have shape \(3, 20\), got \(3, 48\)"),
         ({"residual": torch.ones(20)}, r"residual must have shape \(3, 20\), got \(20\)"),
         ({"x": torch.Tensor.half}, r"x must be float32 or bfloat16, got float16"),
-        ({"weight": torch.Tensor.bfloat16}, r"weight must be float32, got bfloat16"),
+        ({"weight": torch.Tensor.bfloat16}, r"weight must be float32 like x, got bfloat16"),
         ({"bias": torch.Tensor.bfloat16}, r"bias must be float32, got bfloat16"),
-        ({"residual": torch.Tensor.bfloat16}, r"residual must be float32, got bfloat16"),
+        ({"residual": torch.Tensor.bfloat16}, r"residual must be float32 like x, got bfloat16"),
         ({"x": spread_out}, r"x must be contiguous, got shape .* with strides \(96, 2\)"),
         (
             {"weight": lambda w: w.T.contiguous().T},
