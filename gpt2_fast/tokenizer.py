@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from gpt2_fast.tokenizer_engine import Engine
 
 _LOCK = Lock()  # guards what is made on first use: the shared GPT-2 tokenizer and the engines
-_INVALID_BYTES = re.compile("([\udc80-\udcff]+)")  # how "surrogateescape" writes them
 _FILE_PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 
 
@@ -154,15 +153,7 @@ class Tokenizer:
 
     def _encode_plain(self, text: str, *, escaped: bool) -> list[int]:
         engine = self._engine or self._make_engine()
-        if not escaped:
-            ranks = engine.encode(text)
-        else:
-            ranks = []
-            for i, part in enumerate(_INVALID_BYTES.split(text)):
-                if i % 2:
-                    ranks += engine.encode_piece(part.encode("utf-8", "surrogateescape"))
-                elif part:
-                    ranks += engine.encode(part)
+        ranks = engine.encode_escaped(text) if escaped else engine.encode(text)
         rank_ids = self._vocabulary.rank_ids
         if rank_ids is None:
             return ranks
@@ -240,8 +231,9 @@ def _checked_ids(ids: Iterable[SupportsIndex], size: int) -> list[int]:
 def _checked_id(value: SupportsIndex, size: int, name: str) -> int:
     # Booleans of every library have an index, and arrays of one element may.
     boolean = isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
+    array = getattr(value, "shape", ()) != ()
     try:
-        number = -1 if boolean or getattr(value, "shape", ()) else operator.index(value)
+        number = -1 if boolean or array else operator.index(value)
     except TypeError:
         number = -1
     if not 0 <= number < size:

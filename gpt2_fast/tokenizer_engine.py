@@ -33,6 +33,7 @@ _IMAGES = ((r"\p{L}", "A"), (r"\p{N}", "0"), (r"\s", "\t"))
 # A space after a non-space is always the start of a piece, and what stands before it splits the
 # same with or without it. `\S` of `re` is narrower than the engine's: that only loses places.
 _SAFE_CUT = re.compile(r"(?<=\S)[ \n]")
+_INVALID_BYTES = re.compile("([\udc80-\udcff]+)")  # as "surrogateescape" writes them
 
 _CHUNK = 1 << 16  # characters per call: keeps Ctrl-C alive and the slow path local
 _BLOCK = 256  # a run of 2 * _BLOCK characters fills at least one aligned block
@@ -80,6 +81,26 @@ class Engine:
         ranks: list[int] = []
         for chunk in _chunks(text):
             ranks += self._encode_chunk(chunk)
+        return ranks
+
+    def encode_escaped(self, text: str) -> list[int]:
+        """Ranks of bytes that are not all UTF-8, as `decode("utf-8", "surrogateescape")` has them.
+
+        Each stretch of valid text is encoded as a text of its own, each run of other bytes as one
+        piece.
+        """
+        ranks: list[int] = []
+        cache: dict[str, list[int]] = {}
+        for i, part in enumerate(_INVALID_BYTES.split(text)):
+            merged = cache.get(part)
+            if merged is None:
+                if i % 2:
+                    merged = self.encode_piece(part.encode("utf-8", "surrogateescape"))
+                else:
+                    merged = self.encode(part)
+                if len(cache) < _CACHED_PIECES and len(part) < 8:
+                    cache[part] = merged
+            ranks += merged
         return ranks
 
     def encode_piece(self, piece: bytes) -> list[int]:

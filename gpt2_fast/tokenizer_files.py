@@ -17,9 +17,11 @@ import hashlib
 import json
 import os
 import stat
+import sys
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +35,9 @@ END_OF_TEXT = "<|endoftext|>"
 GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 # sha256 of GPT-2's 50,000 merges as "left right\n" each: vocab.bpe without its first line.
 GPT2_MERGES_SHA256 = "ac33235097fe06d4a8fff0feac994644809e6eb6ab70669e1e9fd40ae032428e"
+
+# Checking merges takes time in the square of a token's length; GPT-2's squares sum to 2.5 million.
+MAX_SQUARED_LENGTHS = 1 << 27
 
 Pair = tuple[bytes, bytes]
 
@@ -112,6 +117,12 @@ def read_vocabulary(vocab: Path, merges: Path, added: Path | None = None) -> Voc
     if hashlib.sha256("\n".join((*lines, "")).encode()).hexdigest() == GPT2_MERGES_SHA256:
         ranks.update((left + right, 256 + i) for i, (left, right) in enumerate(pairs))
     else:
+        squares = sum((len(left) + len(right)) ** 2 for left, right in pairs)
+        if squares > MAX_SQUARED_LENGTHS:
+            raise TokenizerError(
+                f"{merges.name}: tokens too long: the squares of their lengths sum to {squares}, "
+                f"at most {MAX_SQUARED_LENGTHS} are read"
+            )
         _add_live_merges(ranks, pairs)
     return Vocabulary(
         tokens=tokens,
@@ -128,7 +139,8 @@ def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
     """Writes vocab.json, merges.txt and, where there are any, added_tokens.json into `folder`.
 
     Each file is written beside its place and renamed, so a reader finds the old one or the new
-    one. An added_tokens.json that does not belong to this vocabulary is removed. Raises OSError.
+    one. An added_tokens.json that does not belong to this vocabulary is removed. For GPT-2 the two
+    are OpenAI's encoder.json and vocab.bpe, byte for byte. Raises OSError.
     """
     folder.mkdir(parents=True, exist_ok=True)
     merges = vocabulary.merges
@@ -138,11 +150,11 @@ def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
     literal: dict[str, int] = {}
     for number, name in enumerate(vocabulary.names):
         (literal if number in vocabulary.literal else plain)[name] = number
-    _replace(folder / "vocab.json", json.dumps(plain, ensure_ascii=False))
+    _replace(folder / "vocab.json", json.dumps(plain))
     lines = (f"{symbols(left)} {symbols(right)}\n" for left, right in merges)
     _replace(folder / "merges.txt", "#version: 0.2\n" + "".join(lines))
     if literal:
-        _replace(folder / "added_tokens.json", json.dumps(literal, ensure_ascii=False))
+        _replace(folder / "added_tokens.json", json.dumps(literal))
     else:
         (folder / "added_tokens.json").unlink(missing_ok=True)
 
@@ -185,14 +197,17 @@ def _add_live_merges(ranks: dict[bytes, int], pairs: Iterable[Pair]) -> None:
 
 def _merge(token: bytes, pairs: Mapping[Pair, int]) -> list[bytes]:
     """`token` merged from single bytes: the pair of lowest rank first, the leftmost of equals."""
+    none = sys.maxsize
     parts = [token[i : i + 1] for i in range(len(token))]
-    while len(parts) > 1:
-        found = [(pairs.get((parts[i], parts[i + 1]), -1), i) for i in range(len(parts) - 1)]
-        best = min((item for item in found if item[0] >= 0), default=None)
-        if best is None:
-            break
-        at = best[1]
+    ranks = [pairs.get(pair, none) for pair in pairwise(parts)]
+    while ranks and (best := min(ranks)) != none:
+        at = ranks.index(best)
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        del ranks[at]
+        if at > 0:
+            ranks[at - 1] = pairs.get((parts[at - 1], parts[at]), none)
+        if at < len(ranks):
+            ranks[at] = pairs.get((parts[at], parts[at + 1]), none)
     return parts
 
 

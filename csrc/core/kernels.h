@@ -172,6 +172,7 @@ struct SampleParameters {
   uint32_t sample = 0;       // number of this sample among n
   int64_t position = 0;      // of the token being drawn
   int32_t target = -1;       // >= 0: draw nothing, give this token's log-probability
+  int64_t drawable = 0;      // ids below this may be drawn; 0: all (vocabularies can be padded)
 };
 
 // token[r] and its log-probability under the model (T = 1, unfiltered); -1 and NaN if a logit is NaN.

@@ -182,17 +182,25 @@ inline int32_t draw(const float* logits, int64_t vocab, float highest,
   return best.index(-1);
 }
 
-inline void sample_row(const float* logits, int64_t vocab, const gpt2f::SampleParameters& p,
-                       float* scratch, int32_t* token, float* logprob) {
+// Highest logit among the first `count`, lowest id of equals; -1 when there is none above minus
+// infinity or one is NaN.
+inline int32_t highest_of(const float* logits, int64_t count) {
   Best best;
   uint32_t unusable = 0;
-  for (int64_t i = 0; i < vocab; i += 16) {
-    const F x = load16(logits + i, vocab - i);
+  for (int64_t i = 0; i < count; i += 16) {
+    const F x = load16(logits + i, count - i);
     unusable |= bits(fnan(x));
-    best.offer(fselect(first_clamped(vocab - i), x, fset(-__builtin_inff())), i);
+    best.offer(fselect(first_clamped(count - i), x, fset(-__builtin_inff())), i);
   }
-  const int32_t top = best.index(-1);
-  if (unusable != 0 || top < 0 || logits[top] == __builtin_inff()) {
+  return unusable != 0 ? -1 : best.index(-1);
+}
+
+inline void sample_row(const float* logits, int64_t vocab, const gpt2f::SampleParameters& p,
+                       float* scratch, int32_t* token, float* logprob) {
+  const int64_t drawable = p.drawable > 0 && p.drawable < vocab ? p.drawable : vocab;
+  const int32_t top = highest_of(logits, vocab);
+  const int32_t first = drawable < vocab ? highest_of(logits, drawable) : top;
+  if (top < 0 || first < 0 || logits[top] == __builtin_inff()) {
     *token = -1;
     *logprob = __builtin_nanf("");
     return;
@@ -207,7 +215,9 @@ inline void sample_row(const float* logits, int64_t vocab, const gpt2f::SamplePa
   lanes(flog(fset(fsum(sum))), log_sum);
   // A temperature below the smallest normal float is zero here, as everywhere in the kernels.
   const bool greedy = p.temperature < 1.1754944e-38f;
-  *token = p.target >= 0 ? p.target : greedy ? top : draw(logits, vocab, highest, p, scratch);
+  *token = p.target >= 0 ? p.target
+           : greedy      ? first
+                         : draw(logits, drawable, logits[first], p, scratch);
   *logprob = (logits[*token] - highest) - log_sum[0];
 }
 

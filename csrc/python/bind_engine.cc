@@ -70,7 +70,7 @@ void load(Engine& engine, const std::string& name, py::handle array, const std::
 }
 
 SampleParameters draw(float temperature, int32_t top_k, float top_p, float min_p, bool openai_top_p,
-                      uint64_t seed, uint32_t sample) {
+                      uint64_t seed, uint32_t sample, int64_t drawable) {
   SampleParameters p;
   p.temperature = temperature;
   p.top_k = top_k;
@@ -79,6 +79,7 @@ SampleParameters draw(float temperature, int32_t top_k, float top_p, float min_p
   p.openai_top_p = openai_top_p;
   p.seed = seed;
   p.sample = sample;
+  p.drawable = drawable;
   return p;
 }
 
@@ -131,6 +132,7 @@ py::object answer_of(const Request& request) {
   if (request.draws) {
     return py::make_tuple(request.wishes.front().token, request.wishes.front().logprob);
   }
+  if (request.wishes.empty()) return py::none();
   py::list logprobs;
   for (const Wish& wish : request.wishes) logprobs.append(wish.logprob);
   return py::object(std::move(logprobs));
@@ -163,7 +165,8 @@ void bind_engine(py::module_& m) {
         py::arg("max_sequences"));
   py::class_<SampleParameters>(m, "Draw")
       .def(py::init(&draw), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),
-           py::arg("min_p"), py::arg("openai_top_p"), py::arg("seed"), py::arg("sample"));
+           py::arg("min_p"), py::arg("openai_top_p"), py::arg("seed"), py::arg("sample"),
+           py::arg("drawable"));
   py::class_<Engine>(m, "Engine")
       .def(py::init(&make_engine), py::arg("config"), py::arg("precision"), py::arg("isa"),
            py::arg("threads"), py::arg("max_sequences"))

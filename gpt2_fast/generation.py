@@ -1,0 +1,226 @@
+"""The generation loop: continuous batching of prompts and samples over one engine.
+
+Every pass through the model takes one token of each sample that is being drawn and fills the rest of
+its rows with prompt tokens. No row is padding, and no row's result depends on its company.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from . import _C
+from .errors import CapacityError
+from .results import FinishReason, Generation, Timings
+from .stopping import TextBuilder
+
+if TYPE_CHECKING:
+    from .sampling import SamplingParams
+    from .tokenizer import Tokenizer
+
+
+@dataclass
+class _Sample:
+    """One text in the making: sample `number` of prompt `prompt`."""
+
+    prompt: int
+    number: int
+    tokens: list[int]  # of the prompt
+    draw: _C.Draw
+    seed: int
+    text: TextBuilder
+    sequence: int = -1
+    fed: int = 0  # prompt tokens in the cache
+    drawn: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    reason: FinishReason | None = None
+    first_token: float = 0.0
+    total: float = 0.0
+
+    @property
+    def drawing(self) -> bool:
+        """Whether the next pass takes its last token and draws another."""
+        return bool(self.drawn) or self.fed + 1 == len(self.tokens)
+
+    def next_tokens(self, room: int) -> list[int]:
+        """Tokens for the next pass, at most `room`."""
+        if self.drawn:
+            return self.drawn[-1:]
+        return self.tokens[self.fed : self.fed + room]
+
+    def result(self) -> Generation:
+        """The finished text."""
+        return Generation(
+            self.text.text,
+            token_ids=self.drawn,
+            logprobs=self.logprobs,
+            finish_reason=self.reason or "length",
+            timings=Timings(self.first_token, self.total, len(self.tokens), len(self.drawn)),
+            seed=self.seed,
+        )
+
+
+class Batch:
+    """Prompts, each with its samples, run to their ends.
+
+    Args:
+        engine: the model; up to its `max_sequences` samples run at the same time.
+        prompts: token ids of each prompt, each of 1 .. n_ctx tokens.
+        params: how to draw.
+        tokenizer: turns tokens into text; None leaves texts empty.
+        n_ctx: positions of the model.
+        eos: the token that ends a text, or None.
+    """
+
+    def __init__(
+        self,
+        engine: _C.Engine,
+        prompts: list[list[int]],
+        params: SamplingParams,
+        *,
+        tokenizer: Tokenizer | None,
+        n_ctx: int,
+        eos: int | None,
+    ) -> None:
+        self._engine = engine
+        self._params = params
+        self._n_ctx = n_ctx
+        self._eos = None if params.ignore_eos else eos
+        drawable = 0 if tokenizer is None else tokenizer.vocab_size
+        seeds = params.seeds(len(prompts))
+        self._samples = [
+            _Sample(
+                prompt,
+                number,
+                tokens,
+                self._draw(seeds[prompt], number, drawable),
+                seeds[prompt],
+                TextBuilder(tokenizer, params.stops()),
+            )
+            for prompt, tokens in enumerate(prompts)
+            for number in range(params.n)
+        ]
+        self._waiting = deque(self._samples)
+        self._active: list[_Sample] = []
+
+    def results(self) -> list[list[Generation]]:
+        """Samples of each prompt, in order, after `run` has ended."""
+        n = self._params.n
+        done = [sample.result() for sample in self._samples]
+        return [done[i : i + n] for i in range(0, len(done), n)]
+
+    def run(self) -> Iterator[tuple[int, int, str]]:
+        """Run to the end, yielding (prompt, sample, text) whenever a text grows.
+
+        Closing the iterator, or an exception in it, stops the work and frees the cache.
+        """
+        self._start = time.perf_counter()
+        try:
+            if self._params.max_new_tokens == 0:
+                for sample in self._waiting:
+                    sample.reason = "length"
+                self._waiting.clear()
+            while self._waiting or self._active:
+                self._admit()
+                yield from self._pass()
+        finally:
+            for sample in self._active:
+                self._engine.close(sample.sequence)
+            self._active.clear()
+
+    def _draw(self, seed: int, number: int, drawable: int) -> _C.Draw:
+        p = self._params
+        return _C.Draw(
+            temperature=p.temperature,
+            top_k=p.top_k,
+            top_p=p.top_p,
+            min_p=p.min_p,
+            openai_top_p=p.top_p_rule == "openai",
+            seed=seed,
+            sample=number,
+            drawable=drawable,
+        )
+
+    def _admit(self) -> None:
+        """Open sequences for waiting samples; siblings of a prompt that is read share its pages."""
+        while self._waiting and len(self._active) < _C.MAX_ROWS:
+            sample = self._waiting[0]
+            sibling = self._sibling(sample)
+            if sibling is not None and not sibling.drawing:
+                return  # its prompt is being read: wait and share it
+            try:
+                if sibling is not None and not sibling.drawn:
+                    sample.sequence = self._engine.fork(sibling.sequence)
+                    sample.fed = sibling.fed
+                else:
+                    sample.sequence = self._engine.open()
+            except CapacityError:
+                if not self._active:
+                    raise  # nothing of ours will ever make room
+                return
+            self._active.append(self._waiting.popleft())
+
+    def _sibling(self, sample: _Sample) -> _Sample | None:
+        """The active sample of the same prompt that has drawn least."""
+        siblings = [s for s in self._active if s.prompt == sample.prompt]
+        return min(siblings, key=lambda s: len(s.drawn), default=None)
+
+    def _pass(self) -> Iterator[tuple[int, int, str]]:
+        items: list[tuple[int, list[int], object]] = []
+        taken: list[_Sample] = []
+        room = _C.MAX_ROWS
+        for sample in sorted(self._active, key=lambda s: not s.drawing):  # drawing ones first
+            if room == 0:
+                break
+            # With siblings waiting, a prompt is read up to its last token, then shared.
+            shared = self._params.n > 1 and not sample.drawing
+            left = len(sample.tokens) - sample.fed - (1 if shared else 0)
+            tokens = sample.next_tokens(min(room, left) if not sample.drawn else 1)
+            last = bool(sample.drawn) or sample.fed + len(tokens) == len(sample.tokens)
+            items.append((sample.sequence, tokens, sample.draw if last else None))
+            taken.append(sample)
+            room -= len(tokens)
+        answers = self._engine.step(items)
+        now = time.perf_counter() - self._start
+        for sample, (_, tokens, _), answer in zip(taken, items, answers, strict=True):
+            if not sample.drawn:
+                sample.fed += len(tokens)
+            if answer is not None:
+                text = self._accept(sample, answer, now)
+                if text:
+                    yield sample.prompt, sample.number, text
+
+    def _accept(self, sample: _Sample, answer: tuple[int, float], now: float) -> str:
+        """Take a drawn token; close the sample when it was the last."""
+        token, logprob = answer
+        sample.total = now
+        if not sample.drawn:
+            sample.first_token = now
+        text = ""
+        if token < 0:
+            sample.reason = "numerical_error"
+        else:
+            sample.drawn.append(token)
+            sample.logprobs.append(logprob)
+            if token == self._eos:
+                sample.reason = "eos"
+            else:
+                text = sample.text.push(token)
+                sample.reason = self._reason(sample)
+        if sample.reason is not None:
+            text += sample.text.finish()
+            self._engine.close(sample.sequence)
+            self._active.remove(sample)
+        return text
+
+    def _reason(self, sample: _Sample) -> FinishReason | None:
+        if sample.text.stopped:
+            return "stop"
+        if len(sample.drawn) >= self._params.max_new_tokens:
+            return "length"
+        if len(sample.tokens) + len(sample.drawn) > self._n_ctx:
+            return "context"
+        return None

@@ -1,0 +1,76 @@
+"""Where a model's parameters come from: a checkpoint on disk, or a random generator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from .checkpoints import Checkpoint
+    from .config import GPT2Config
+
+#: Canonical name, stored type ("F32", "F16", "BF16"), array, and what to call when it was read.
+Tensor: TypeAlias = "tuple[str, str, npt.NDArray[Any], Callable[[], None]]"
+
+
+class Source(Protocol):
+    """Gives every parameter of one model, as often as it is asked."""
+
+    config: GPT2Config
+
+    def tensors(self, *, saving: bool = False) -> Iterator[Tensor]:
+        """Each parameter once; `saving` asks for it in the form `save_pretrained` writes."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files."""
+        ...
+
+
+class CheckpointSource:
+    """Parameters of an open checkpoint, one at a time, memory-mapped."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.config = checkpoint.config
+        self._checkpoint = checkpoint
+
+    def tensors(self, *, saving: bool = False) -> Iterator[Tensor]:
+        """Each parameter; its mapped pages leave memory after use."""
+        for name, view in self._checkpoint.tensors.items():
+            yield name, view.dtype, view.array, view.release
+
+    def close(self) -> None:
+        """Close the checkpoint's files."""
+        self._checkpoint.close()
+
+
+class RandomSource:
+    """Parameters drawn as GPT-2's were at the start of its training.
+
+    Source: openai/gpt-2, src/model.py: normal with standard deviation 0.02 (0.01 for positions),
+    biases zero, norms one. Each tensor has a generator of its own, keyed by its name.
+    """
+
+    def __init__(self, config: GPT2Config, seed: int) -> None:
+        self.config = config
+        self._seed = seed
+
+    def tensors(self, *, saving: bool = False) -> Iterator[Tensor]:
+        """Each parameter in float32."""
+        for name, shape in self.config.tensor_shapes().items():
+            yield name, "F32", self._array(name, shape), lambda: None
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+    def _array(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        if len(shape) == 1:
+            value = 1.0 if name.endswith(".weight") else 0.0
+            return np.full(shape, value, dtype=np.float32)
+        key = [self._seed, *name.encode()]
+        draws = np.random.Generator(np.random.SFC64(key)).standard_normal(shape, dtype=np.float32)
+        draws *= np.float32(0.01 if name == "wpe.weight" else 0.02)
+        return draws
