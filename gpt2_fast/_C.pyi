@@ -6,10 +6,7 @@ Outputs are allocated by the caller. Every function raises gpt2_fast.errors.Para
 names the argument, what was wanted and what came.
 """
 
-from collections.abc import Sequence
 from typing import Any, TypeAlias
-
-from typing_extensions import Buffer
 
 _Tensor: TypeAlias = Any
 
@@ -22,7 +19,7 @@ def available_threads() -> int: ...
 def available_memory() -> int: ...
 def set_op_backend(isa: str, threads: int) -> None: ...
 def read_bandwidth(bytes: int, threads: int, repeats: int) -> float: ...
-def crc32c(data: Buffer, seed: int = 0) -> int: ...
+def crc32c(data: _Tensor, seed: int = 0) -> int: ...
 def plan(
     config: dict[str, Any], precision: str, threads: int, max_sequences: int
 ) -> dict[str, int]: ...
@@ -73,26 +70,6 @@ class Draw:
         drawable: int,
     ) -> None: ...
 
-
-MAX_ROWS: int
-
-def plan(
-    config: dict[str, Any], precision: str, threads: int, max_sequences: int
-) -> dict[str, int]: ...
-
-class Draw:
-    def __init__(
-        self,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        min_p: float,
-        openai_top_p: bool,
-        seed: int,
-        sample: int,
-        drawable: int,
-    ) -> None: ...
-
 class Engine:
     def __init__(
         self,
@@ -102,7 +79,7 @@ class Engine:
         threads: int,
         max_sequences: int,
     ) -> None: ...
-    def load(self, name: str, array: Tensor, dtype: str) -> None: ...
+    def load(self, name: str, array: _Tensor, dtype: str) -> None: ...
     def missing(self) -> list[str]: ...
     def open(self) -> int: ...
     def fork(self, sequence: int) -> int: ...
