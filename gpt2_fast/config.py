@@ -60,22 +60,26 @@ class GPT2Config:
 
     def __post_init__(self) -> None:
         for name, limit in _LIMITS.items():
-            value = getattr(self, name)
+            value: object = getattr(self, name)
             if name == "n_inner" and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
                 raise ParameterError(f"{name} must be an integer in 1..{limit}, got {value!r}")
-        for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"):
+        for name in (
+            "scale_attn_weights",
+            "scale_attn_by_inverse_layer_idx",
+            "tie_word_embeddings",
+        ):
             if not isinstance(getattr(self, name), bool):
                 raise ParameterError(f"{name} must be true or false, got {getattr(self, name)!r}")
         if self.n_embd % self.n_head:
             raise ParameterError(
                 f"n_embd must be divisible by n_head, got n_embd {self.n_embd}, n_head {self.n_head}"
             )
-        eps = self.layer_norm_epsilon
+        eps: object = self.layer_norm_epsilon
         if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
             raise ParameterError(f"layer_norm_epsilon must be a number in (0, 1), got {eps!r}")
-        eos = self.eos_token_id
+        eos: object = self.eos_token_id
         if eos is not None and (
             isinstance(eos, bool) or not isinstance(eos, int) or not 0 <= eos < self.vocab_size
         ):

@@ -1,7 +1,7 @@
 """The generation loop: continuous batching of prompts and samples over one engine.
 
-Every pass through the model takes one token of each sample that is being drawn and fills the rest of
-its rows with prompt tokens. No row is padding, and no row's result depends on its company.
+Every pass through the model takes one token of each sample that is being drawn and fills the rest
+of its rows with prompt tokens. No row is padding, and no row's result depends on its company.
 """
 
 from __future__ import annotations

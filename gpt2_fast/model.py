@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -13,18 +13,19 @@ from . import _C, prompts
 from .config import GPT2Config
 from .errors import DeviceError, ParameterError
 from .results import Generation, Plan, Score
-from .sampling import SamplingParams, _integer
+from .sampling import SamplingParams, integer
 from .sources import CheckpointSource, RandomSource, Source
 
 if TYPE_CHECKING:
     import os
     from types import TracebackType
 
+    from typing_extensions import Self
+
     from .prompts import Prompt
     from .tokenizer import Tokenizer
 
 Logits = npt.NDArray[np.float32]
-_T = TypeVar("_T")
 
 PRECISIONS = ("fp32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -295,7 +296,7 @@ class GPT2:
         from .checkpoints.save import save_pretrained
 
         self._running()
-        arrays = ((name, array) for name, _, array, _ in self._source.tensors(saving=True))
+        arrays = ((name, array) for name, _, array, _ in self._source.tensors())
         save_pretrained(Path(folder), self.config, arrays, self.tokenizer)
 
     def close(self) -> None:
@@ -303,7 +304,7 @@ class GPT2:
         self._engine = None
         self._source.close()
 
-    def __enter__(self) -> GPT2:
+    def __enter__(self) -> Self:
         """The model itself."""
         return self
 
@@ -332,7 +333,7 @@ class GPT2:
         if not tokens:
             raise ParameterError(f"{name} is empty")
         prompts.require_fit(len(tokens), self.config, name)
-        parts = self._passes(tokens, "all", lambda answer, _: answer)
+        parts = self._passes(tokens, "all")
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _score(self, text: Prompt, bos: bool, name: str) -> Score:
@@ -346,13 +347,13 @@ class GPT2:
         prompts.require_fit(len(fed), self.config, name)
         logprobs: list[float | None] = [] if bos else [None]
         if len(fed) > 1:
-            for part in self._passes(fed[:-1], fed[1:], lambda answer, _: answer):
+            for part in self._passes(fed[:-1], fed[1:]):
                 logprobs += part
         shown = [] if self.tokenizer is None else [self.tokenizer.decode([t]) for t in tokens]
         total = float(np.sum([p for p in logprobs if p is not None], dtype=np.float64))
         return Score(tokens, logprobs, total, shown)
 
-    def _passes(self, tokens: list[int], want: Any, take: Any) -> list[Any]:
+    def _passes(self, tokens: list[int], want: Any) -> list[Any]:
         """Run one sequence in passes of at most MAX_ROWS tokens."""
         engine = self._running()
         sequence = engine.open()
@@ -361,8 +362,7 @@ class GPT2:
             for start in range(0, len(tokens), _C.MAX_ROWS):
                 end = start + _C.MAX_ROWS
                 wanted = want if isinstance(want, str) else want[start:end]
-                answer = engine.step([(sequence, tokens[start:end], wanted)])[0]
-                answers.append(take(answer, start))
+                answers += engine.step([(sequence, tokens[start:end], wanted)])
             return answers
         finally:
             engine.close(sequence)
@@ -382,8 +382,10 @@ def plan(
     """
     if precision not in PRECISIONS:
         raise ParameterError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    sequences = _integer("max_batch", max_batch, 1, 65536)
-    return Plan(**_without_total(_C.plan(config.to_dict(), precision, _threads(threads), sequences)))
+    sequences = integer("max_batch", max_batch, 1, 65536)
+    return Plan(
+        **_without_total(_C.plan(config.to_dict(), precision, _threads(threads), sequences))
+    )
 
 
 def _without_total(sizes: dict[str, int]) -> dict[str, int]:
@@ -391,7 +393,7 @@ def _without_total(sizes: dict[str, int]) -> dict[str, int]:
 
 
 def _threads(threads: int | None) -> int:
-    return _C.available_threads() if threads is None else _integer("threads", threads, 1, 1024)
+    return _C.available_threads() if threads is None else integer("threads", threads, 1, 1024)
 
 
 def _check_device(device: str) -> None:

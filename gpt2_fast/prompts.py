@@ -66,9 +66,7 @@ def token_ids(values: Any, vocab_size: int, name: str) -> list[int]:
     return checked
 
 
-def encode(
-    prompt: Prompt, config: GPT2Config, tokenizer: Tokenizer | None, name: str
-) -> list[int]:
+def encode(prompt: Prompt, config: GPT2Config, tokenizer: Tokenizer | None, name: str) -> list[int]:
     """Token ids of one prompt, unchecked against the context.
 
     Raises:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 FinishReason = Literal["length", "stop", "eos", "context", "numerical_error"]
 
@@ -61,7 +64,7 @@ class Generation(str):
         finish_reason: FinishReason,
         timings: Timings,
         seed: int,
-    ) -> Generation:
+    ) -> Self:
         """See the class."""
         self = super().__new__(cls, text)
         self.text = text
@@ -72,7 +75,7 @@ class Generation(str):
         self.seed = seed
         return self
 
-    def __getnewargs_ex__(self) -> tuple[tuple[str], dict[str, object]]:  # type: ignore[override]
+    def __getnewargs_ex__(self) -> tuple[tuple[str], dict[str, object]]:
         """Pickles and copies keep every attribute."""
         names = ("token_ids", "logprobs", "finish_reason", "timings", "seed")
         return (self.text,), {name: getattr(self, name) for name in names}

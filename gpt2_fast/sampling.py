@@ -58,9 +58,9 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__  # the dataclass is frozen; values are normalised once, here
-        set_field(self, "max_new_tokens", _integer("max_new_tokens", self.max_new_tokens, 0, 2**31))
-        set_field(self, "top_k", _integer("top_k", self.top_k, 0, 2**31 - 1))
-        set_field(self, "n", _integer("n", self.n, 1, _MAX_N))
+        set_field(self, "max_new_tokens", integer("max_new_tokens", self.max_new_tokens, 0, 2**31))
+        set_field(self, "top_k", integer("top_k", self.top_k, 0, 2**31 - 1))
+        set_field(self, "n", integer("n", self.n, 1, _MAX_N))
         set_field(self, "temperature", _number("temperature", self.temperature, 0.0, 1e9))
         set_field(self, "top_p", _number("top_p", self.top_p, 0.0, 1.0))
         set_field(self, "min_p", _number("min_p", self.min_p, 0.0, 1.0))
@@ -72,13 +72,7 @@ class SamplingParams:
         if not isinstance(self.ignore_eos, bool):
             raise ParameterError(f"ignore_eos must be True or False, got {self.ignore_eos!r}")
         set_field(self, "stop", _stops(self.stop))
-        if self.seed is not None and not isinstance(self.seed, str | bytes):
-            seed = self.seed
-            if isinstance(seed, Sequence) or hasattr(seed, "__len__"):
-                set_field(self, "seed", [_seed(value) for value in seed])
-                return
-        if self.seed is not None:
-            set_field(self, "seed", _seed(self.seed))
+        set_field(self, "seed", _seeds(self.seed))
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> SamplingParams:
@@ -109,7 +103,7 @@ class SamplingParams:
         return list(self.seed)
 
 
-def _integer(name: str, value: object, least: int, most: int) -> int:
+def integer(name: str, value: object, least: int, most: int) -> int:
     try:
         number = index(value)  # type: ignore[arg-type]
     except TypeError:
@@ -119,8 +113,12 @@ def _integer(name: str, value: object, least: int, most: int) -> int:
     return number
 
 
-def _seed(value: object) -> int:
-    return _integer("seed", value, 0, 2**64 - 1)
+def _seeds(value: Any) -> int | list[int] | None:
+    if value is None:
+        return None
+    if hasattr(value, "__len__") and not isinstance(value, str | bytes | Mapping):
+        return [integer("seed", each, 0, 2**64 - 1) for each in value]
+    return integer("seed", value, 0, 2**64 - 1)
 
 
 def _number(name: str, value: Any, least: float, most: float) -> float:

@@ -21,8 +21,8 @@ class Source(Protocol):
 
     config: GPT2Config
 
-    def tensors(self, *, saving: bool = False) -> Iterator[Tensor]:
-        """Each parameter once; `saving` asks for it in the form `save_pretrained` writes."""
+    def tensors(self) -> Iterator[Tensor]:
+        """Each parameter once."""
         ...
 
     def close(self) -> None:
@@ -37,7 +37,7 @@ class CheckpointSource:
         self.config = checkpoint.config
         self._checkpoint = checkpoint
 
-    def tensors(self, *, saving: bool = False) -> Iterator[Tensor]:
+    def tensors(self) -> Iterator[Tensor]:
         """Each parameter; its mapped pages leave memory after use."""
         for name, view in self._checkpoint.tensors.items():
             yield name, view.dtype, view.array, view.release
@@ -58,7 +58,7 @@ class RandomSource:
         self.config = config
         self._seed = seed
 
-    def tensors(self, *, saving: bool = False) -> Iterator[Tensor]:
+    def tensors(self) -> Iterator[Tensor]:
         """Each parameter in float32."""
         for name, shape in self.config.tensor_shapes().items():
             yield name, "F32", self._array(name, shape), lambda: None

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import binascii
 import hashlib
+import io
 import json
 import os
 import stat
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING
 from gpt2_fast.errors import TokenizerError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 MAX_FILE_BYTES = 64 << 20
 END_OF_TEXT = "<|endoftext|>"
@@ -104,8 +105,7 @@ def read_vocabulary(vocab: Path, merges: Path, added: Path | None = None) -> Voc
     ids = _read_ids(vocab)
     literal = _add_ids(ids, vocab.name, added) if added is not None else set()
     names = _names_by_id(ids, vocab.name)
-    lines = _merge_lines(merges)
-    pairs = _parse_merges(lines, ids, merges.name, vocab.name)
+    pairs = _parse_merges(_merge_lines(merges), ids, merges.name, vocab.name)
     tokens = tuple(name.encode() if name in literal else _token_bytes(name) for name in names)
     single = sorted(
         ((ids.get(symbol, len(names)), byte) for byte, symbol in enumerate(BYTE_TO_SYMBOL))
@@ -114,7 +114,7 @@ def read_vocabulary(vocab: Path, merges: Path, added: Path | None = None) -> Voc
     rank_ids = [number if number < len(names) else -1 for number, _ in single]
     rank_ids += [ids[symbols(left) + symbols(right)] for left, right in pairs]
     made = {number for number in rank_ids if number >= 0}
-    if hashlib.sha256("\n".join((*lines, "")).encode()).hexdigest() == GPT2_MERGES_SHA256:
+    if hashlib.sha256(_merge_text(pairs).encode()).hexdigest() == GPT2_MERGES_SHA256:
         ranks.update((left + right, 256 + i) for i, (left, right) in enumerate(pairs))
     else:
         squares = sum((len(left) + len(right)) ** 2 for left, right in pairs)
@@ -151,8 +151,7 @@ def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
     for number, name in enumerate(vocabulary.names):
         (literal if number in vocabulary.literal else plain)[name] = number
     _replace(folder / "vocab.json", json.dumps(plain))
-    lines = (f"{symbols(left)} {symbols(right)}\n" for left, right in merges)
-    _replace(folder / "merges.txt", "#version: 0.2\n" + "".join(lines))
+    _replace(folder / "merges.txt", "#version: 0.2\n" + _merge_text(merges))
     if literal:
         _replace(folder / "added_tokens.json", json.dumps(literal))
     else:
@@ -162,6 +161,10 @@ def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
 def symbols(token: bytes) -> str:
     """`token` as vocab.json and merges.txt write it, one character a byte."""
     return "".join(map(BYTE_TO_SYMBOL.__getitem__, token))
+
+
+def _merge_text(merges: Iterable[Pair]) -> str:
+    return "".join(f"{symbols(left)} {symbols(right)}\n" for left, right in merges)
 
 
 def derive_merges(ranks: Mapping[bytes, int]) -> tuple[Pair, ...]:
@@ -272,18 +275,24 @@ def _names_by_id(ids: Mapping[str, int], label: str) -> tuple[str, ...]:
     return tuple(name for name in names if name is not None)
 
 
-def _merge_lines(path: Path) -> list[str]:
-    """The lines of merges.txt without version line, CR and empty lines at the end."""
-    # Not splitlines(): only LF ends a line here.
-    lines = [line.removesuffix("\r") for line in _read_text(path).split("\n")]
-    while lines and not lines[-1]:
-        lines.pop()
-    return lines[1:] if lines and lines[0].startswith("#version") else lines
+def _merge_lines(path: Path) -> Iterator[str]:
+    """The lines of merges.txt without version line, CR and empty lines at the end, lazily."""
+    empty = 0
+    # Only LF ends a line here, which is neither what splitlines() does nor what open() does.
+    for number, raw in enumerate(io.StringIO(_read_text(path), newline="\n")):
+        line = raw.removesuffix("\n").removesuffix("\r")
+        if number == 0 and line.startswith("#version"):
+            continue
+        if line:
+            yield from [""] * empty
+            yield line
+        empty = 0 if line else empty + 1
 
 
 def _parse_merges(
-    lines: list[str], ids: Mapping[str, int], label: str, vocab_label: str
+    lines: Iterable[str], ids: Mapping[str, int], label: str, vocab_label: str
 ) -> tuple[Pair, ...]:
+    """The pairs of bytes of merges.txt; each part must be known by the time it is merged."""
     known = set(BYTE_TO_SYMBOL) & ids.keys()
     seen: dict[str, int] = {}
     pairs: list[Pair] = []
