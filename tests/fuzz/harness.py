@@ -208,8 +208,9 @@ class Finding(Exception):
 
 def attempt(target: Target, files: Files, folder: Path) -> str:
     """Open one damaged folder: "accepted", or the kind of refusal. Raises Finding."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
+    for path in folder.iterdir():
+        path.unlink()
     for name, data in files.items():
         (folder / name).write_bytes(data)
     started = time.process_time()
@@ -307,7 +308,8 @@ def main(target: Target, arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--stop-after", type=int, default=10, help="this many findings")
     parser.add_argument("--artifacts", type=Path, default=Path("fuzz-findings"))
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as scratch:
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as scratch:
         folder = Path(scratch) / "case"
         for seed in target.seeds:
             good = {name: bytearray(data) for name, data in seed.items()}
