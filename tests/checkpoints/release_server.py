@@ -6,12 +6,36 @@ import base64
 import contextlib
 import hashlib
 import http.server
+import json
 import re
+import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gpt2_fast.checkpoints import openai_download
+from gpt2_fast.config import GPT2Config
+
 DATA = "model.ckpt.data-00000-of-00001"
+FILES = {
+    "checkpoint",
+    "encoder.json",
+    "hparams.json",
+    DATA,
+    "model.ckpt.index",
+    "model.ckpt.meta",
+    "vocab.bpe",
+}
+
+IN_ANOTHER_PROCESS = """
+import json, sys
+from gpt2_fast.checkpoints import openai_download
+from gpt2_fast.config import GPT2Config
+openai_download._SHA256 = json.loads(sys.argv[1])
+openai_download.PUBLISHED = {"124M": GPT2Config(**json.loads(sys.argv[2]))}
+print(openai_download.download("124M"))
+"""
 
 
 @dataclass
@@ -23,6 +47,7 @@ class Server:
             then no more. Negative: cut before the answer.
         statuses: answers to the first requests of the data file, instead of the file.
         ranges: whether Range is honoured.
+        if_range: whether If-Range is.
         etag, md5: whether the headers are sent.
         damage: whether a bit of the data file is changed after its MD5 was taken.
         requests: (file, Range header) in order.
@@ -34,6 +59,7 @@ class Server:
     statuses: list[int] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
     ranges: bool = True
+    if_range: bool = True
     etag: bool = True
     md5: bool = False
     damage: bool = False
@@ -76,7 +102,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         start = 0
-        if asked and plan.ranges and self.headers.get("If-Range") == tag:
+        same = not plan.if_range or self.headers.get("If-Range") == tag
+        if asked and plan.ranges and same:
             start = int(asked[1])
         if start >= len(content) > 0:
             self.send_response(416)
@@ -102,3 +129,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         with contextlib.suppress(ConnectionError):  # a client that was killed
             self.wfile.write(content[start:][:cut])
         self.close_connection = True
+
+
+def start_download(config: GPT2Config) -> subprocess.Popen[bytes]:
+    """Another process that downloads 124M, taken to have this shape."""
+    sums, shape = json.dumps(openai_download._SHA256), json.dumps(config.to_dict())
+    command = [sys.executable, "-c", IN_ANOTHER_PROCESS, sums, shape]
+    return subprocess.Popen(command, cwd=Path(__file__).parents[2])

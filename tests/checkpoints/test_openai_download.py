@@ -13,7 +13,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -30,18 +29,9 @@ from gpt2_fast.config import GPT2Config
 from gpt2_fast.errors import DownloadError, ParameterError
 
 from . import bundle_writer as bw
-from .release_server import DATA, Handler, Server
+from .release_server import DATA, FILES, Handler, Server, start_download
 
 CONFIG = GPT2Config(n_layer=2, n_embd=16, n_head=2, n_ctx=8, vocab_size=40, eos_token_id=None)
-FILES = {
-    "checkpoint",
-    "encoder.json",
-    "hparams.json",
-    DATA,
-    "model.ckpt.index",
-    "model.ckpt.meta",
-    "vocab.bpe",
-}
 
 
 @pytest.fixture
@@ -145,6 +135,14 @@ def test_a_dropped_connection_continues_where_it_broke(
     assert server.asked(DATA) == [None, "bytes=5000-", "bytes=8000-", "bytes=8100-"]
 
 
+def test_attempts_that_bring_something_are_not_counted(
+    server: Server, remote: Path, cached: Path
+) -> None:
+    server.drop_after = [100] * (3 * http_file.ATTEMPTS)
+    download("124M")
+    check_whole(cached, remote)
+
+
 def test_a_connection_closed_without_an_answer(server: Server, remote: Path, cached: Path) -> None:
     server.drop_after = [-1, 500, -1]
     download("124M")
@@ -185,9 +183,11 @@ def test_the_next_call_continues(server: Server, remote: Path, cached: Path) -> 
     assert server.requests == [(DATA, "bytes=5000-")]
 
 
+@pytest.mark.parametrize("if_range", [True, False])
 def test_another_version_on_the_server_is_not_appended(
-    server: Server, remote: Path, cached: Path
+    server: Server, remote: Path, cached: Path, if_range: bool
 ) -> None:
+    server.if_range = if_range
     server.drop_after = [5000, *[0] * 4]
     with pytest.raises(DownloadError):
         download("124M")
@@ -421,25 +421,9 @@ def test_a_name_too_long_for_the_disk(server: Server, tmp_path: Path) -> None:
         download("124M", tmp_path / ("x" * 300))
 
 
-IN_ANOTHER_PROCESS = """
-import json, sys
-from gpt2_fast.checkpoints import openai_download
-from gpt2_fast.config import GPT2Config
-openai_download._SHA256 = json.loads(sys.argv[1])
-openai_download.PUBLISHED = {"124M": GPT2Config(**json.loads(sys.argv[2]))}
-print(openai_download.download("124M"))
-"""
-
-
-def start_another_process() -> subprocess.Popen[bytes]:
-    sums, shape = json.dumps(openai_download._SHA256), json.dumps(CONFIG.to_dict())
-    command = [sys.executable, "-c", IN_ANOTHER_PROCESS, sums, shape]
-    return subprocess.Popen(command, cwd=Path(__file__).parents[2])
-
-
 def test_two_processes_download_once(server: Server, remote: Path, cached: Path) -> None:
     server.delay = 0.05
-    pair = [start_another_process() for _ in range(2)]
+    pair = [start_download(CONFIG) for _ in range(2)]
     assert [process.wait(30) for process in pair] == [0, 0]
     assert sorted(name for name, _ in server.requests) == sorted(FILES)
     check_whole(cached, remote)
@@ -450,7 +434,7 @@ def test_killed_at_any_moment(server: Server, remote: Path, cached: Path) -> Non
     """A process that dies leaves no lock and nothing that passes for a whole file."""
     server.delay = 0.05
     for wanted in (1, 4, 7):
-        process = start_another_process()
+        process = start_download(CONFIG)
         while len(server.requests) < wanted and process.poll() is None:
             time.sleep(0.005)
         process.kill()

@@ -9,6 +9,7 @@ finding is printed with its seed, which alone reproduces it.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import resource
 import sys
@@ -109,7 +110,8 @@ def one_case(folder: Path, sound: dict[str, bytes], seed: int) -> bool:
     if files == sound:
         files["model.ckpt.index"] = mutate(sound["model.ckpt.index"], rng)
     for name, content in files.items():
-        (folder / name).write_bytes(content)
+        if (folder / name).read_bytes() != content:
+            (folder / name).write_bytes(content)
     watch = seed % 8 == 0  # tracing is slow
     if watch:
         tracemalloc.start()
@@ -135,11 +137,16 @@ def one_case(folder: Path, sound: dict[str, bytes], seed: int) -> bool:
     return readable
 
 
+def in_memory() -> str | None:
+    """A folder that no disk is behind, where there is one: fifty times as many cases."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
 def fuzz(seconds: float, first_seed: int, tell: Callable[[str], None]) -> tuple[int, int]:
     """Run until the time is over; returns (cases, of them readable)."""
     cases = readable = 0
     ends = time.monotonic() + seconds
-    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory(dir=in_memory()) as name, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         folder = Path(name)
         bw.write_release(folder, CONFIG)
