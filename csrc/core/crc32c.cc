@@ -77,7 +77,7 @@ constexpr uint32_t multiply(uint32_t a, uint32_t b) {
 
 // x^(8 * bytes) modulo the polynomial: what `bytes` zero bytes multiply the register by.
 constexpr uint32_t zero_bytes(size_t bytes) {
-  uint32_t power = 0x00800000u;   // x^8
+  uint32_t power = 0x00800000u;  // x^8
   uint32_t result = 0x80000000u;  // 1
   for (; bytes > 0; bytes >>= 1) {
     if (bytes & 1u) result = multiply(result, power);
@@ -99,7 +99,7 @@ uint64_t load_64(const unsigned char* p) {
 }
 
 __attribute__((target("sse4.2"))) uint32_t update_sse42(uint32_t reg, const unsigned char* p,
-                                                         size_t n) {
+                                                        size_t n) {
   for (; n >= 3 * kStretch; p += 3 * kStretch, n -= 3 * kStretch) {
     uint64_t a = reg, b = 0, c = 0;
     for (size_t i = 0; i < kStretch; i += 8) {
