@@ -75,6 +75,17 @@ def hf_folder(
     return folder
 
 
+def check_equal(folder: Path, config: GPT2Config, state: Mapping[str, np.ndarray]) -> None:
+    """Opening `folder` gives exactly `config` and `state`, without a warning."""
+    with open_checkpoint(folder) as checkpoint:
+        assert checkpoint.config == config
+        assert checkpoint.format == "huggingface"
+        assert list(checkpoint.tensors) == list(config.tensor_shapes())
+        for name, view in checkpoint.tensors.items():
+            assert view.name == name
+            np.testing.assert_array_equal(view.array, state[name], strict=True)
+
+
 def raw_safetensors(header: object, data: bytes = b"", length: int | None = None) -> bytes:
     """A safetensors file with any header (bytes are taken as they are) and any claimed length."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()

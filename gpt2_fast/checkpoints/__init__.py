@@ -42,10 +42,18 @@ def open_checkpoint(path: str | os.PathLike[str], config: GPT2Config | None = No
             is a pickle, which can run any code: the message has the command that converts it.
     """
     folder = Path(path)
-    names = _names_in(folder)
+    try:
+        return _open(folder, config)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{folder}: cannot be read: {error}") from error
 
+
+def _open(folder: Path, config: GPT2Config | None) -> Checkpoint:
     from . import huggingface
 
+    names = _names_in(folder)
     if huggingface.holds_weights(folder):
         return huggingface.open_folder(folder, config)
     if {"hparams.json", "checkpoint"} & set(names) or any(n.endswith(".index") for n in names):
@@ -62,15 +70,11 @@ def open_checkpoint(path: str | os.PathLike[str], config: GPT2Config | None = No
 
 
 def _names_in(folder: Path) -> list[str]:
-    try:
-        if folder.is_dir():
-            return sorted(path.name for path in folder.iterdir())
-        exists = folder.exists()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise CheckpointError(f"{folder}: cannot be read: {error}") from error
+    if folder.is_dir():
+        return sorted(path.name for path in folder.iterdir())
     if _is_pickle(folder):
         raise CheckpointError(_pickle_refusal([folder]))
-    found = "a file; give the folder it lies in" if exists else "nothing there"
+    found = "a file; give the folder it lies in" if folder.exists() else "nothing there"
     raise CheckpointError(f"{folder}: wanted a folder with a model in it, found {found}")
 
 
