@@ -1,0 +1,15 @@
+"""Settings every test shares."""
+
+from __future__ import annotations
+
+import os
+
+import hypothesis
+
+# Tests run on shared machines: a slow example is no failure. CI repeats the same examples each
+# time, so that a red run can be repeated; elsewhere every run looks at new ones.
+hypothesis.settings.register_profile(
+    "ci", deadline=None, derandomize=True, print_blob=True, max_examples=25
+)
+hypothesis.settings.register_profile("dev", deadline=None, print_blob=True, max_examples=25)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")

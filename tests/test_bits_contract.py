@@ -1,0 +1,226 @@
+"""The bits contract: a row's logits and tokens depend on its own tokens, parameters and seed, the
+weights and the precision, and on nothing else. Compared bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt2_fast import _C
+from gpt2_fast.config import PUBLISHED, GPT2Config
+from gpt2_fast.model import GPT2
+from gpt2_fast.sources import RandomSource
+
+Logits = npt.NDArray[np.float32]
+
+PRECISIONS = ["fp32", "bf16"]
+# Odd on purpose: heads of 20, a width that is no multiple of 16, a vocabulary that fills no panel.
+SMALL = GPT2Config(
+    n_layer=2, n_embd=60, n_head=3, n_ctx=1024, vocab_size=131, n_inner=100, eos_token_id=None
+)
+ALL_ROWS = "all"
+
+
+def perturbed(source: RandomSource) -> list[tuple[str, npt.NDArray[np.float32]]]:
+    """Random parameters with biases, norms and scores large enough that every term matters."""
+    rng = np.random.default_rng(7)
+    return [
+        (name, np.asarray(array * 4 + 0.1 * rng.standard_normal(array.shape), dtype=np.float32))
+        for name, _, array, _ in source.tensors()
+    ]
+
+
+@lru_cache(maxsize=1)
+def small_weights() -> list[tuple[str, npt.NDArray[np.float32]]]:
+    return perturbed(RandomSource(SMALL, 1))
+
+
+@lru_cache(maxsize=32)
+def small_engine(precision: str, isa: str, threads: int) -> _C.Engine:
+    engine = _C.Engine(SMALL.to_dict(), precision, isa, threads, 17)
+    for name, array in small_weights():
+        engine.load(name, array, "F32")
+    return engine
+
+
+def run_alone(engine: _C.Engine, tokens: list[int]) -> Logits:
+    """Logits of one sequence, in as few passes as possible."""
+    sequence = engine.open()
+    try:
+        parts = [
+            engine.step([(sequence, tokens[i : i + _C.MAX_ROWS], ALL_ROWS)])[0]
+            for i in range(0, len(tokens), _C.MAX_ROWS)
+        ]
+    finally:
+        engine.close(sequence)
+    return np.concatenate(parts)
+
+
+@lru_cache(maxsize=256)
+def truth(precision: str, tokens: tuple[int, ...]) -> Logits:
+    """One thread, the machine's best instruction set, alone."""
+    return run_alone(small_engine(precision, _C.isas()[-1], 1), list(tokens))
+
+
+def some_tokens(seed: int, length: int) -> tuple[int, ...]:
+    return tuple(np.random.default_rng(seed).integers(0, SMALL.vocab_size, length).tolist())
+
+
+@dataclass
+class Guest:
+    """A sequence that joins a running batch, is fed in chunks, and leaves."""
+
+    tokens: tuple[int, ...]
+    chunks: list[int]
+    joins: int
+    sequence: int = -1
+    fed: int = 0
+    parts: list[Logits] = field(default_factory=list)
+
+    def next_chunk(self, turn: int, room: int) -> tuple[int, ...]:
+        size = min(self.chunks[turn % len(self.chunks)], room)
+        return self.tokens[self.fed : self.fed + size]
+
+
+def run_together(engine: _C.Engine, guests: list[Guest]) -> None:
+    """Step until every guest was fed, each joining and leaving at its own time."""
+    turn = 0
+    waiting, present = list(guests), []
+    try:
+        while waiting or present:
+            for guest in [g for g in waiting if g.joins <= turn]:
+                guest.sequence = engine.open()
+                waiting.remove(guest)
+                present.append(guest)
+            items: list[tuple[int, list[int], Any]] = []
+            taken = []
+            room = _C.MAX_ROWS
+            for guest in present:
+                chunk = guest.next_chunk(turn, room)
+                if chunk:
+                    items.append((guest.sequence, list(chunk), ALL_ROWS))
+                    taken.append((guest, len(chunk)))
+                    room -= len(chunk)
+            for (guest, count), logits in zip(taken, engine.step(items), strict=True):
+                guest.parts.append(logits)
+                guest.fed += count
+            for guest in [g for g in present if g.fed == len(g.tokens)]:
+                engine.close(guest.sequence)
+                present.remove(guest)
+            turn += 1
+    finally:
+        for guest in present:
+            engine.close(guest.sequence)
+
+
+# Most sequences are short, some are long; every length from 1 to 1024 can come.
+lengths = st.one_of(st.integers(1, 40), st.integers(1, 1024))
+guests_strategy = st.lists(
+    st.builds(
+        lambda seed, length, chunks, joins: Guest(some_tokens(seed, length), chunks, joins),
+        st.integers(0, 50),
+        lengths,
+        st.lists(st.integers(1, 300), min_size=1, max_size=4),
+        st.integers(0, 12),
+    ),
+    min_size=1,
+    max_size=16,
+)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@given(
+    guests=guests_strategy,
+    isa=st.sampled_from([name for name in _C.isas() if name != "scalar"] or ["scalar"]),
+    threads=st.integers(1, 4),
+)
+def test_rows_do_not_depend_on_company(
+    precision: str, guests: list[Guest], isa: str, threads: int
+) -> None:
+    engine = small_engine(precision, isa, threads)
+    free = engine.free_blocks
+
+    run_together(engine, guests)
+
+    for guest in guests:
+        np.testing.assert_array_equal(
+            np.concatenate(guest.parts).view(np.uint32),
+            truth(precision, guest.tokens).view(np.uint32),
+        )
+    assert engine.free_blocks == free
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@settings(max_examples=8)
+@given(seed=st.integers(0, 50), length=st.integers(1, 130), threads=st.integers(1, 3))
+def test_scalar_gives_the_same_bits(precision: str, seed: int, length: int, threads: int) -> None:
+    tokens = some_tokens(seed, length)
+    scalar = run_alone(small_engine(precision, "scalar", threads), list(tokens))
+    np.testing.assert_array_equal(scalar.view(np.uint32), truth(precision, tokens).view(np.uint32))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_widths_on_every_instruction_set(precision: str, name: str) -> None:
+    shape = PUBLISHED[name]
+    config = GPT2Config(
+        n_layer=1, n_embd=shape.n_embd, n_head=shape.n_head, n_ctx=64, vocab_size=500,
+        eos_token_id=None,
+    )  # fmt: skip
+    weights = perturbed(RandomSource(config, 3))
+    tokens = np.random.default_rng(1).integers(0, 500, 22).tolist()
+    seen = []
+    for isa in _C.isas():
+        engine = _C.Engine(config.to_dict(), precision, isa, 2, 2)
+        for parameter, array in weights:
+            engine.load(parameter, array, "F32")
+        # A chunk, then single tokens: wide and narrow tiles of every kernel.
+        sequence = engine.open()
+        head = engine.step([(sequence, tokens[:17], ALL_ROWS)])[0]
+        tail = [engine.step([(sequence, [token], ALL_ROWS)])[0] for token in tokens[17:]]
+        seen.append(np.concatenate([head, *tail]))
+    for logits in seen[1:]:
+        np.testing.assert_array_equal(logits.view(np.uint32), seen[0].view(np.uint32))
+
+
+def test_forked_sequences_equal_separate_ones() -> None:
+    engine = small_engine("bf16", _C.isas()[-1], 2)
+    prefix, tails = some_tokens(1, 37), [some_tokens(s, 60) for s in (2, 3, 4)]
+    parent = engine.open()
+    engine.step([(parent, list(prefix), None)])
+    children = [engine.fork(parent) for _ in tails]
+    answers = engine.step(
+        [(child, list(tail), ALL_ROWS) for child, tail in zip(children, tails, strict=True)]
+    )
+    parent_again = engine.step([(parent, list(tails[0]), ALL_ROWS)])[0]
+    for sequence in [parent, *children]:
+        engine.close(sequence)
+
+    for tail, logits in zip(tails, answers, strict=True):
+        np.testing.assert_array_equal(logits, truth("bf16", prefix + tail)[len(prefix) :])
+    np.testing.assert_array_equal(parent_again, answers[0])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_generate_is_the_same_everywhere(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = "It was a truth"
+    others = [f"Number {i}, {'and so on ' * (i % 4)}" for i in range(15)]
+    sampling = {"max_new_tokens": 12, "temperature": 0.9, "top_p": 0.95, "seed": 11}
+    seen = []
+    for isa in [name for name in ("scalar", "avx2", "avx512", "neon") if name in _C.isas()]:
+        monkeypatch.setenv("GPT2_FAST_ISA", isa)
+        for threads in (1, 2):
+            with GPT2.from_pretrained("builtin", precision=precision, threads=threads) as model:
+                assert model.isa == isa
+                assert model.threads == threads
+                alone = model.generate(prompt, **sampling)
+                batch = model.generate([*others[:7], prompt, *others[7:]], **sampling)[7]
+            seen += [(alone.token_ids, alone.logprobs), (batch.token_ids, batch.logprobs)]
+    assert all(each == seen[0] for each in seen)
