@@ -17,10 +17,10 @@ import safetensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gpt2_fast.checkpoints.base import MappedFile, TensorView
+from gpt2_fast.checkpoints.base import Checkpoint, MappedFile, TensorView
 from gpt2_fast.checkpoints.safetensors_file import ITEM_SIZES, SafetensorsFile
 from gpt2_fast.errors import CheckpointError
-from tests.checkpoints_support import raw_safetensors, refused
+from tests.checkpoints_support import raw_safetensors, refused, tiny_config
 
 RELAXED = settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -222,10 +222,21 @@ def test_failing_to_open_leaks_no_descriptor(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(raw_safetensors(one(dtype="F31"), GOOD))
     before = open_descriptors()
+    errors = []  # their tracebacks keep everything alive that is not closed on purpose
     for _ in range(20):
-        with pytest.raises(CheckpointError):
+        with pytest.raises(CheckpointError) as caught:
             SafetensorsFile(path)
+        errors.append(caught)
     assert open_descriptors() == before
+
+
+def test_a_checkpoint_that_does_not_fit_its_configuration_closes_its_files(tmp_path: Path) -> None:
+    (tmp_path / "values").write_bytes(bytes(64))
+    source = MappedFile(tmp_path / "values")
+    with pytest.raises(CheckpointError, match="28 of 28 tensors are missing") as caught:
+        Checkpoint(tiny_config(), {}, tmp_path, "huggingface", [source])
+    refused(lambda: source.read(0, 1), "after the checkpoint was closed")
+    assert caught.value.__traceback__ is not None
 
 
 # Views of the data
@@ -261,6 +272,7 @@ def test_every_type_is_converted_by_value_and_never_by_reinterpretation(tmp_path
         stored.tofile(path)
         view = view_of(path, dtype, (4,))
         assert view.array.dtype == kind
+        assert not view.array.flags.writeable
         assert view.dtype == ("F32" if dtype == "F64" else dtype)
         wanted = values if dtype != "BF16" else np.array([1.5, -2.25, 65280.0, 2.0**-24])
         assert view.float32().tolist() == wanted.tolist()
@@ -277,6 +289,7 @@ def test_misaligned_data_is_copied_to_where_it_can_be_read(tmp_path: Path) -> No
     path.write_bytes(b"x" + np.arange(3, dtype="<f4").tobytes())
     array = view_of(path, "F32", (3,), 1).array
     assert array.flags.aligned
+    assert not array.flags.writeable
     assert array.tolist() == [0, 1, 2]
 
 
