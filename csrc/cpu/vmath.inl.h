@@ -26,7 +26,8 @@ inline F fexp(F x) {
   const U half = usub(to_u(n), uset(1));
   F scaled = fmul(as_f(uadd(as_u(p), ushl<23>(half))), fset(2.0f));
   scaled = fselect(fgt(low, x), fset(0.0f), scaled);
-  return fselect(fgt(x, high), fset(__builtin_inff()), scaled);
+  scaled = fselect(fgt(x, high), fset(__builtin_inff()), scaled);
+  return fselect(fnan(x), x, scaled);
 }
 
 // log(1 + x) for x in [sqrt(1/2) - 1, sqrt(2) - 1], plus e log 2.

@@ -1,0 +1,136 @@
+// Sixteen lanes in four NEON registers. Same operations and results as the other simd_*.h.
+#pragma once
+
+#include <arm_neon.h>
+
+#include <cstdint>
+
+namespace {
+
+struct F {
+  float32x4_t v[4];
+};
+struct U {
+  uint32x4_t v[4];
+};
+struct M {
+  uint32x4_t v[4];  // all ones or zero
+};
+
+constexpr int kTileRows = 6;
+constexpr int kTilePanelsOne = 4;
+constexpr int kTilePanels = 1;
+
+#define GPT2F_EACH(type, expression)                 \
+  type out;                                          \
+  for (int i = 0; i < 4; ++i) out.v[i] = expression; \
+  return out
+
+inline U uiota() {
+  alignas(16) static constexpr uint32_t kFirst[4] = {0, 1, 2, 3};
+  GPT2F_EACH(U, vaddq_u32(vld1q_u32(kFirst), vdupq_n_u32(4u * unsigned(i))));
+}
+inline M first(int n) {
+  const U lane = uiota();
+  GPT2F_EACH(M, vcltq_u32(lane.v[i], vdupq_n_u32(unsigned(n))));
+}
+
+inline F fset(float x) { GPT2F_EACH(F, vdupq_n_f32(x)); }
+inline F fload(const float* p) { GPT2F_EACH(F, vld1q_f32(p + 4 * i)); }
+inline F fload(const float* p, int n) {
+  if (n >= 16) return fload(p);
+  float padded[16] = {};
+  for (int i = 0; i < n; ++i) padded[i] = p[i];
+  return fload(padded);
+}
+inline void fstore(float* p, F x) {
+  for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, x.v[i]);
+}
+inline void fstore(float* p, F x, int n) {
+  if (n >= 16) return fstore(p, x);
+  float all[16];
+  fstore(all, x);
+  for (int i = 0; i < n; ++i) p[i] = all[i];
+}
+inline F fadd(F a, F b) { GPT2F_EACH(F, vaddq_f32(a.v[i], b.v[i])); }
+inline F fsub(F a, F b) { GPT2F_EACH(F, vsubq_f32(a.v[i], b.v[i])); }
+inline F fmul(F a, F b) { GPT2F_EACH(F, vmulq_f32(a.v[i], b.v[i])); }
+inline F fdiv(F a, F b) { GPT2F_EACH(F, vdivq_f32(a.v[i], b.v[i])); }
+inline F ffma(F a, F b, F c) { GPT2F_EACH(F, vfmaq_f32(c.v[i], a.v[i], b.v[i])); }
+// a > b ? a : b, and a < b ? a : b, also when one is NaN: vmaxq would return the NaN.
+inline F fmax(F a, F b) { GPT2F_EACH(F, vbslq_f32(vcgtq_f32(a.v[i], b.v[i]), a.v[i], b.v[i])); }
+inline F fmin(F a, F b) { GPT2F_EACH(F, vbslq_f32(vcltq_f32(a.v[i], b.v[i]), a.v[i], b.v[i])); }
+inline F fround(F a) { GPT2F_EACH(F, vrndnq_f32(a.v[i])); }
+
+inline U uset(uint32_t x) { GPT2F_EACH(U, vdupq_n_u32(x)); }
+inline U uload(const uint32_t* p) { GPT2F_EACH(U, vld1q_u32(p + 4 * i)); }
+inline U uload(const uint32_t* p, int n) {
+  uint32_t padded[16] = {};
+  for (int i = 0; i < n && i < 16; ++i) padded[i] = p[i];
+  return uload(padded);
+}
+inline void ustore(uint32_t* p, U x) {
+  for (int i = 0; i < 4; ++i) vst1q_u32(p + 4 * i, x.v[i]);
+}
+inline U uadd(U a, U b) { GPT2F_EACH(U, vaddq_u32(a.v[i], b.v[i])); }
+inline U usub(U a, U b) { GPT2F_EACH(U, vsubq_u32(a.v[i], b.v[i])); }
+inline U uand(U a, U b) { GPT2F_EACH(U, vandq_u32(a.v[i], b.v[i])); }
+inline U uor(U a, U b) { GPT2F_EACH(U, vorrq_u32(a.v[i], b.v[i])); }
+inline U uxor(U a, U b) { GPT2F_EACH(U, veorq_u32(a.v[i], b.v[i])); }
+template <int kBits>
+inline U ushl(U a) { GPT2F_EACH(U, vshlq_n_u32(a.v[i], kBits)); }
+template <int kBits>
+inline U ushr(U a) { GPT2F_EACH(U, vshrq_n_u32(a.v[i], kBits)); }
+inline U umul(U a, U b) { GPT2F_EACH(U, vmulq_u32(a.v[i], b.v[i])); }
+inline uint32x4_t umulhi4(uint32x4_t a, uint32x4_t b) {
+  const uint64x2_t low = vmull_u32(vget_low_u32(a), vget_low_u32(b));
+  const uint64x2_t high = vmull_high_u32(a, b);
+  return vcombine_u32(vshrn_n_u64(low, 32), vshrn_n_u64(high, 32));
+}
+inline U umulhi(U a, U b) { GPT2F_EACH(U, umulhi4(a.v[i], b.v[i])); }
+
+inline U as_u(F a) { GPT2F_EACH(U, vreinterpretq_u32_f32(a.v[i])); }
+inline F as_f(U a) { GPT2F_EACH(F, vreinterpretq_f32_u32(a.v[i])); }
+// Integral floats below 2^31. NaN gives 0 here and 0x80000000 elsewhere: both shift out in fexp.
+inline U to_u(F a) { GPT2F_EACH(U, vreinterpretq_u32_s32(vcvtnq_s32_f32(a.v[i]))); }
+inline F to_f(U a) { GPT2F_EACH(F, vcvtq_f32_s32(vreinterpretq_s32_u32(a.v[i]))); }
+
+inline M fge(F a, F b) { GPT2F_EACH(M, vcgeq_f32(a.v[i], b.v[i])); }
+inline M fgt(F a, F b) { GPT2F_EACH(M, vcgtq_f32(a.v[i], b.v[i])); }
+inline M fnan(F a) { GPT2F_EACH(M, vmvnq_u32(vceqq_f32(a.v[i], a.v[i]))); }
+inline M ueq(U a, U b) { GPT2F_EACH(M, vceqq_u32(a.v[i], b.v[i])); }
+inline M mand(M a, M b) { GPT2F_EACH(M, vandq_u32(a.v[i], b.v[i])); }
+inline uint32_t bits(M m) {
+  uint32_t each[16], out = 0;
+  for (int i = 0; i < 4; ++i) vst1q_u32(each + 4 * i, m.v[i]);
+  for (int i = 0; i < 16; ++i) out |= (each[i] & 1u) << i;
+  return out;
+}
+inline F fselect(M m, F yes, F no) { GPT2F_EACH(F, vbslq_f32(m.v[i], yes.v[i], no.v[i])); }
+inline U uselect(M m, U yes, U no) { GPT2F_EACH(U, vbslq_u32(m.v[i], yes.v[i], no.v[i])); }
+
+inline F bf16_load(const uint16_t* p) {
+  GPT2F_EACH(F, vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16)));
+}
+inline void bf16_store_words(uint16_t* p, U upper) {
+  for (int i = 0; i < 4; ++i) vst1_u16(p + 4 * i, vshrn_n_u32(upper.v[i], 16));
+}
+
+inline F dot_pair(F acc, U a, U b) {
+  const U upper = uset(0xFFFF0000u);
+  acc = ffma(as_f(uand(a, upper)), as_f(uand(b, upper)), acc);
+  return ffma(as_f(ushl<16>(a)), as_f(ushl<16>(b)), acc);
+}
+
+inline void lanes(F a, float out[16]) { fstore(out, a); }
+
+// The tree of the other instruction sets: lane i + lane i+8, then +4, +2, +1.
+inline float fsum(F a) {
+  const float32x4_t x4 =
+      vaddq_f32(vaddq_f32(a.v[0], a.v[2]), vaddq_f32(a.v[1], a.v[3]));
+  const float32x2_t x2 = vadd_f32(vget_low_f32(x4), vget_high_f32(x4));
+  return vget_lane_f32(x2, 0) + vget_lane_f32(x2, 1);
+}
+#undef GPT2F_EACH
+
+}  // namespace

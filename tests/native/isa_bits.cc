@@ -1,0 +1,126 @@
+// Runs kernels of one instruction set on fixed data and prints a checksum of each result, so that
+// tests/native/test_neon.py can compare processors that do not live in the same machine.
+#include <cstdio>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "core/fp_state.h"
+#include "core/kernels.h"
+#include "core/numbers.h"
+#include "cpu/isa.h"
+
+namespace gpt2f {
+void Barrier::wait() {}
+}  // namespace gpt2f
+
+namespace {
+
+using gpt2f::DType;
+
+uint32_t state = 1;
+
+float next() {
+  state = state * 1664525u + 1013904223u;
+  return static_cast<float>(static_cast<int32_t>(state)) * 0x1p-31f;
+}
+
+template <typename T>
+std::vector<T> filled(size_t count, float scale) {
+  std::vector<T> out(count);
+  for (T& each : out) {
+    const float value = next() * scale;
+    if constexpr (sizeof(T) == 4) {
+      each = value;
+    } else {
+      each = gpt2f::to_bf16(value);
+    }
+  }
+  return out;
+}
+
+template <typename T>
+void report(const char* name, DType type, const std::vector<T>& data) {
+  uint64_t hash = 14695981039346656037ull;
+  const auto* const bytes = reinterpret_cast<const unsigned char*>(data.data());
+  for (size_t i = 0; i < data.size() * sizeof(T); ++i) hash = (hash ^ bytes[i]) * 1099511628211ull;
+  std::printf("%s %s %016llx\n", name, type == DType::kF32 ? "fp32" : "bf16",
+              static_cast<unsigned long long>(hash));
+}
+
+template <typename T>
+void run(const gpt2f::KernelTable& table, DType type) {
+  const gpt2f::Lane lane;
+  std::vector<float> scratch(static_cast<size_t>(gpt2f::scratch_floats(1024)));
+  {
+    const int64_t rows = 7, k = 331, n = 77;
+    auto x = filled<T>(rows * k, 1), w = filled<T>(n * k, 0.1f), res = filled<T>(rows * n, 1);
+    auto bias = filled<float>(n, 1);
+    std::vector<T> out(rows * n), operand(rows * 336);
+    std::vector<uint32_t> packed(80 * k + 16);
+    std::vector<float> padded(80);
+    table.linear({type, x.data(), w.data(), bias.data(), res.data(), true, out.data(), rows, k, n,
+                  operand.data(), packed.data(), padded.data(), scratch.data()},
+                 lane);
+    report("linear", type, out);
+  }
+  {
+    const int64_t rows = 5, c = 101;
+    auto x = filled<T>(rows * c, 30);
+    auto weight = filled<float>(c, 1), bias = filled<float>(c, 1);
+    std::vector<T> out(rows * c);
+    table.layernorm({type, x.data(), nullptr, {weight.data(), bias.data(), 1e-5f}, out.data(), rows,
+                     c, scratch.data()},
+                    lane);
+    report("layernorm", type, out);
+  }
+  {
+    auto x = filled<T>(1003, 12);
+    std::vector<T> out(x.size());
+    table.gelu({type, x.data(), out.data(), static_cast<int64_t>(x.size())}, lane);
+    report("gelu", type, out);
+  }
+  {
+    const int64_t b = 2, h = 3, t = 9, s = 77, d = 20;
+    auto q = filled<T>(b * h * t * d, 3), k = filled<T>(b * h * s * d, 3);
+    auto v = filled<T>(b * h * s * d, 1);
+    std::vector<T> out(b * h * t * d);
+    std::vector<uint32_t> pages(1 << 16);
+    table.dense_attention({type, q.data(), k.data(), v.data(), nullptr, out.data(), b, h, t, s, d,
+                           0.3f, pages.data(), 1 << 16, scratch.data()},
+                          lane);
+    report("attention", type, out);
+  }
+}
+
+void run_sample(const gpt2f::KernelTable& table) {
+  const int64_t rows = 40, vocab = 1003;
+  auto logits = filled<float>(rows * vocab, 6);
+  std::vector<gpt2f::SampleParameters> parameters(rows);
+  for (size_t r = 0; r < parameters.size(); ++r) {
+    parameters[r].temperature = 0.2f * static_cast<float>(r % 8);
+    parameters[r].top_k = r % 3 == 0 ? 20 : 0;
+    parameters[r].top_p = r % 2 == 0 ? 0.8f : 1.0f;
+    parameters[r].min_p = r % 5 == 0 ? 0.01f : 0.0f;
+    parameters[r].openai_top_p = r % 4 == 0;
+    parameters[r].seed = r * 0x123456789ull;
+    parameters[r].position = static_cast<int64_t>(r);
+  }
+  std::vector<int32_t> tokens(rows);
+  std::vector<float> logprobs(rows), scratch(2 * 1008);
+  table.sample({logits.data(), vocab, rows, vocab, parameters.data(), tokens.data(),
+                logprobs.data(), scratch.data()},
+               gpt2f::Lane{});
+  report("sample", DType::kF32, tokens);
+  report("logprobs", DType::kF32, logprobs);
+}
+
+}  // namespace
+
+int main() {
+  const gpt2f::FpState fp;
+  const gpt2f::KernelTable& table = *gpt2f::GPT2F_TABLE();
+  run<float>(table, DType::kF32);
+  run<uint16_t>(table, DType::kBF16);
+  run_sample(table);
+}
