@@ -1,0 +1,373 @@
+"""The `gpt2-fast` command: generate, score, info, doctor. See docs/cli.md.
+
+Words are parsed by argparse and rich is imported for tables only: with typer, which brings rich
+along, the first token would come a third later.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from . import terminal
+from .errors import Gpt2FastError, ParameterError
+
+if TYPE_CHECKING:
+    from .model import GPT2
+    from .results import Generation
+
+OK, FAILED, USAGE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
+
+_MAX_INPUT = 64 << 20  # bytes of standard input; a context holds far fewer
+
+_EXIT_CODES = """\
+exit codes:
+  0    done
+  1    failed; the last line on standard error says why
+  2    the command line is wrong, or a value in it out of range
+  130  stopped by Ctrl-C; text written so far stays
+  141  whoever read the output closed it
+"""
+
+_MAIN_EXAMPLES = """\
+examples:
+  gpt2-fast generate "Once upon a time" -n 100
+  gpt2-fast generate "Once upon a time" --model gpt2 --temperature 0.8 --top-p 0.95
+  echo "It was a truth universally acknowledged" | gpt2-fast score -
+  gpt2-fast info --model gpt2-xl
+  gpt2-fast doctor
+
+"""
+
+_GENERATE_EXAMPLES = """\
+The prompt is written before the text, except with --json. Results depend on the prompt, the
+parameters, the seed, the weights and the precision: not on the number of samples, the threads or
+the instruction set.
+
+examples:
+  gpt2-fast generate "Once upon a time" -n 100
+  gpt2-fast generate "The answer is" --temperature 0 --stop . --model gpt2
+  gpt2-fast generate "Dear Sir," --num 3 --seed 7 --top-p 0.95
+  gpt2-fast generate "Dear Sir," --num 3 --json | jq -r .text
+  gpt2-fast generate - < chapter.txt
+
+"""
+
+_SCORE_EXAMPLES = """\
+The first token has nothing before it and so no probability, unless --bos puts the end-of-text token
+in front. Sum, bits per byte and perplexity are over the tokens that have one.
+
+examples:
+  gpt2-fast score "She was obliged to leave her."
+  gpt2-fast score --bos --model gpt2 - < chapter.txt
+  gpt2-fast score --json "To be, or not to be" | jq .perplexity
+
+"""
+
+_INFO_EXAMPLES = """\
+Nothing is downloaded for a published name; any other name on the hub is, if it is not here yet.
+
+examples:
+  gpt2-fast info
+  gpt2-fast info --model builtin
+  gpt2-fast info --model gpt2-xl --json
+
+"""
+
+_DOCTOR_EXAMPLES = """\
+Every kernel runs on every instruction set of this machine, in every precision, and is compared with
+numpy in float64; no torch is needed. Then memory is read as decoding reads weights, which says how
+many tokens a second each published size can reach here at most. Exit code 1 if a kernel fails.
+
+examples:
+  gpt2-fast doctor
+  GPT2_FAST_THREADS=1 gpt2-fast doctor --json
+
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with every option written out in full, and errors as every other error here."""
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"error: {message}\ntry: {self.prog} --help\n")
+
+
+class _Version(argparse.Action):
+    """Write the version; the native module that knows it is imported only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from . import __version__
+
+        terminal.line(f"gpt2-fast {__version__}")
+        parser.exit(OK)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="gpt2-fast",
+        description="GPT-2 as fast as the hardware allows.",
+        epilog=_MAIN_EXAMPLES + _EXIT_CODES,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="write the version and stop")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run: Any, summary: str, epilog: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(
+            name, help=summary, description=summary, epilog=epilog + _EXIT_CODES
+        )
+        made.set_defaults(run=run)
+        made.add_argument("--json", action="store_true", help="write JSON, one object a line")
+        return made
+
+    _generate_options(
+        command("generate", _generate, "continue a text", _GENERATE_EXAMPLES),
+    )
+    score = command("score", _score, "say how probable a text is", _SCORE_EXAMPLES)
+    score.add_argument("text", metavar="TEXT", help="what to score; - reads standard input")
+    score.add_argument("--bos", action="store_true", help="score the first token as well")
+    _model_options(score)
+    info = command("info", _info, "describe the build, this machine and a model", _INFO_EXAMPLES)
+    info.add_argument("-m", "--model", metavar="NAME", help="a model to describe as well")
+    command("doctor", _doctor, "check every kernel on this machine", _DOCTOR_EXAMPLES)
+    return parser
+
+
+def _generate_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("prompt", metavar="PROMPT", help="the text to continue; - reads standard input")
+    add("-n", "--max-new-tokens", type=int, default=100, metavar="N", help="at most (100)")
+    add("--temperature", type=float, default=1.0, metavar="T", help="0 takes the likeliest (1)")
+    add("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest; 0: all (0)")
+    add("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest to P (1)")
+    add("--min-p", type=float, default=0.0, metavar="P", help="of the likeliest's probability (0)")
+    add("--seed", type=int, metavar="S", help="same seed, same text (a random one, which is shown)")
+    add("--stop", action="append", metavar="TEXT", help="end before this text; may be repeated")
+    add("--num", type=int, default=1, metavar="N", help="number of samples (1)")
+    add("--ignore-eos", action="store_true", help="go on after the end-of-text token")
+    _model_options(parser)
+
+
+def _model_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("model").add_argument
+    add(
+        "-m",
+        "--model",
+        metavar="NAME",
+        help="builtin, a folder, gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, owner/name on "
+        "the hub, or 124M, 355M, 774M, 1558M as OpenAI released them (builtin)",
+    )
+    add("--precision", default="bf16", metavar="P", help="fp32 or bf16 (bf16)")
+    add("--threads", type=int, metavar="N", help="processor threads (all this process may use)")
+    add("--device", default="auto", metavar="D", help="auto, cpu or cuda (auto)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: its words; None takes those of the process.
+
+    Returns:
+        The exit code, as the help lists them.
+    """
+    try:
+        terminal.prepare()
+        try:
+            arguments = _parser().parse_args(argv)
+            code = int(arguments.run(arguments))
+        except SystemExit as leaving:  # help, version, or a wrong command line
+            code = int(leaving.code or OK)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+        with contextlib.suppress(OSError, ValueError):
+            terminal.write("\n" if terminal.is_terminal(sys.stdout) else "")
+    except BrokenPipeError:
+        code = BROKEN_PIPE
+    except ParameterError as error:
+        code = _complain(str(error), USAGE)
+    except Gpt2FastError as error:
+        code = _complain(str(error), FAILED)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        code = _complain(place + (error.strerror or str(error)), FAILED)
+    except MemoryError:
+        code = _complain("out of memory", FAILED)
+    terminal.discard_output()
+    return code
+
+
+def _complain(message: str, code: int) -> int:
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(f"error: {terminal.visible(message)}\n")
+            sys.stderr.flush()
+    return code
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from .sampling import SamplingParams
+
+    sampling: dict[str, Any] = {
+        name: getattr(arguments, name)
+        for name in ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "stop")
+    }
+    seed = arguments.seed
+    # Short enough to type, and for JSON readers that know no integers above 2**53.
+    sampling["seed"] = int.from_bytes(os.urandom(4), "little") if seed is None else seed
+    sampling |= {"n": arguments.num, "ignore_eos": arguments.ignore_eos}
+    SamplingParams.of(sampling)  # refused before anything is loaded
+    prompt = _text("prompt", arguments.prompt)
+    told = [] if arguments.json or seed is not None else [f"seed {sampling['seed']}"]
+    with _load(arguments, told, samples=arguments.num) as model:
+        if arguments.json or arguments.num > 1:
+            return _whole(model, prompt, sampling, arguments.json)
+        _stream(model, prompt, sampling)
+    return OK
+
+
+def _stream(model: GPT2, prompt: str, sampling: dict[str, Any]) -> None:
+    pieces = model.stream(prompt, **sampling)  # refuses a prompt that does not fit
+    shown = terminal.visible if terminal.is_terminal(sys.stdout) else str
+    terminal.write(terminal.dim(shown(prompt), sys.stdout))
+    for piece in pieces:
+        terminal.write(shown(piece))
+    terminal.line()
+
+
+def _whole(model: GPT2, prompt: str, sampling: dict[str, Any], as_json: bool) -> int:
+    results = model.generate([prompt], **sampling)[0]
+    samples: list[Generation] = [results] if sampling["n"] == 1 else results
+    shown = terminal.visible if terminal.is_terminal(sys.stdout) else str
+    for number, sample in enumerate(samples):
+        if as_json:
+            terminal.json_line(_sample_json(model, prompt, number, sample))
+            continue
+        heading = f"--- sample {number + 1} of {len(samples)}"
+        terminal.line(terminal.dim(heading, sys.stdout))
+        terminal.line(terminal.dim(shown(prompt), sys.stdout) + shown(sample.text))
+    broken = [n for n, sample in enumerate(samples) if sample.finish_reason == "numerical_error"]
+    if broken:
+        which = ", ".join(str(number + 1) for number in broken)
+        raise Gpt2FastError(f"the model's logits were not finite in sample {which}")
+    return OK
+
+
+def _sample_json(model: GPT2, prompt: str, number: int, sample: Generation) -> dict[str, Any]:
+    timings = sample.timings
+    return {
+        "model": model.name,
+        "precision": model.precision,
+        "prompt": prompt,
+        "sample": number,
+        "seed": sample.seed,
+        "text": sample.text,
+        "token_ids": sample.token_ids,
+        "logprobs": sample.logprobs,
+        "finish_reason": sample.finish_reason,
+        "timings": {
+            "first_token": timings.first_token,
+            "total": timings.total,
+            "prompt_tokens": timings.prompt_tokens,
+            "new_tokens": timings.new_tokens,
+            "tokens_per_second": timings.tokens_per_second,
+        },
+    }
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    from .scoring import score_facts, write_score
+
+    text = _text("text", arguments.text)
+    with _load(arguments, []) as model:
+        facts = score_facts(model, text, bos=arguments.bos)
+    if arguments.json:
+        terminal.json_line(facts)
+    else:
+        write_score(facts)
+    return OK
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from .info import write_info
+
+    write_info(arguments.model, as_json=arguments.json)
+    return OK
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from .doctor import examine, write_report
+
+    if terminal.is_terminal(sys.stderr):
+        terminal.note("checking every kernel on every instruction set: some seconds")
+    report = examine()
+    if arguments.json:
+        terminal.json_line(report)
+    else:
+        write_report(report)
+    return OK if report["passed"] else FAILED
+
+
+def _load(arguments: argparse.Namespace, told: list[str], samples: int = 1) -> GPT2:
+    from .model import GPT2
+
+    _warn_of_threads(arguments.threads)
+    name = "builtin" if arguments.model is None else arguments.model
+    model = GPT2.from_pretrained(
+        name,
+        device=arguments.device,
+        precision=arguments.precision,
+        threads=arguments.threads,
+        max_batch=min(samples, 16),
+    )
+    if arguments.model is None:
+        size = terminal.count(model.config.parameters)
+        told = [f"model builtin ({size} parameters, for first steps; -m gpt2 is OpenAI's)", *told]
+    if told:
+        terminal.note("; ".join(told))
+    return model
+
+
+def _warn_of_threads(threads: int | None) -> None:
+    from ._C import available_threads
+
+    if threads is not None and threads > available_threads():
+        terminal.note(f"warning: {threads} threads share {available_threads()} processors")
+
+
+def _text(name: str, given: str) -> str:
+    """The text of an argument; - reads standard input, less one line break at its end.
+
+    Raises:
+        ParameterError: it is not UTF-8, or too long.
+        OSError: standard input is closed.
+    """
+    if given == "-":
+        if sys.stdin is None:
+            raise OSError(0, "standard input is closed")
+        data = sys.stdin.buffer.read(_MAX_INPUT + 1)
+        if len(data) > _MAX_INPUT:
+            raise ParameterError(f"{name}: standard input has more than {_MAX_INPUT} bytes")
+        data = data.removesuffix(b"\n").removesuffix(b"\r")
+    else:
+        try:
+            data = os.fsencode(given)  # words that the locale could not decode are kept as bytes
+        except UnicodeEncodeError as error:
+            raise ParameterError(f"{name} is not Unicode text: {error.reason}") from error
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        byte = data[error.start]
+        raise ParameterError(
+            f"{name} must be UTF-8, got byte 0x{byte:02x} at offset {error.start}"
+        ) from error

@@ -1,0 +1,166 @@
+"""The kernels and the whole model in plain numpy, for `gpt2-fast doctor` where there is no torch.
+
+Everything is computed in the arithmetic asked for: float64 is the truth, float32 shows what error
+is usual. With `bf16`, what enters a product is first rounded to bfloat16, as the engine rounds it.
+Independent of `reference.py`, which is the definition of correct; tests compare the two.
+
+Shapes: B sequences, T new tokens, S cached tokens, R rows, C width, H heads, D head size,
+V vocabulary, in memory order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from .bfloat16 import round_to_bfloat16
+from .config import GPT2Config
+
+Array: TypeAlias = "npt.NDArray[Any]"
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How to compute: a type, and whether operands of products are rounded to bfloat16."""
+
+    dtype: type[np.floating[Any]]
+    bf16: bool = False
+
+    def take(self, values: Array) -> Array:
+        """`values` in this type."""
+        return values.astype(self.dtype)
+
+    def operand(self, values: Array) -> Array:
+        """`values` as they enter a product."""
+        return self.take(round_to_bfloat16(values)) if self.bf16 else values
+
+
+TRUTH = Arithmetic(np.float64)
+
+
+def layernorm(how: Arithmetic, x: Array, weight: Array, bias: Array, eps: float) -> Array:
+    """(x - mean) / sqrt(var + eps) * weight + bias over the last axis (arXiv:1607.06450)."""
+    x, weight, bias = map(how.take, (x, weight, bias))
+    centred = x - x.mean(-1, keepdims=True)
+    variance = (centred * centred).mean(-1, keepdims=True)
+    return how.take(centred / np.sqrt(variance + how.dtype(eps)) * weight + bias)
+
+
+def gelu(how: Arithmetic, x: Array) -> Array:
+    """GELU in its tanh form (arXiv:1606.08415, section 2)."""
+    x = how.take(x)
+    root = how.dtype(np.sqrt(2 / np.pi))
+    cubic = x + how.dtype(0.044715) * x * x * x
+    return how.take(how.dtype(0.5) * x * (1 + np.tanh(root * cubic)))
+
+
+def linear(how: Arithmetic, x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """x (..., K) times weight (N, K), plus bias (N)."""
+    out: Array = how.operand(how.take(x)) @ how.operand(how.take(weight)).T
+    return out if bias is None else out + how.take(bias)
+
+
+def attention(how: Arithmetic, q: Array, k: Array, v: Array, lengths: Array, scale: float) -> Array:
+    """softmax(q k^T scale) v for T queries of B sequences (arXiv:1706.03762, eq. 1).
+
+    Args:
+        how: the arithmetic.
+        q: (B, H, T, D). Query t of sequence b sees keys 0 .. lengths[b] - T + t.
+        k, v: (B, H, S, D).
+        lengths: (B,).
+        scale: multiplies q.k.
+
+    Returns:
+        (B, H, T, D).
+    """
+    q, k, v = (how.operand(how.take(x)) for x in (q, k, v))
+    scores = q @ np.swapaxes(k, -1, -2) * how.dtype(scale)
+    queries, keys = scores.shape[-2:]
+    newest = lengths[:, None] - queries + np.arange(queries)
+    seen = np.arange(keys) <= newest[:, :, None]
+    scores = np.where(seen[:, None], scores, how.dtype(-np.inf))
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    total = weights.sum(-1, keepdims=True)
+    return how.take(how.operand(weights) @ v / total)
+
+
+def gpt2(
+    how: Arithmetic, config: GPT2Config, parameters: Mapping[str, Array], tokens: Array
+) -> Array:
+    """Logits (T, V) of one sequence. Source: openai/gpt-2, src/model.py.
+
+    Args:
+        how: the arithmetic.
+        config: the shape.
+        parameters: canonical names to arrays, linear weights [in, out].
+        tokens: (T,).
+    """
+    p = {name: how.take(array) for name, array in parameters.items()}
+    eps = config.layer_norm_epsilon
+    rows = len(tokens)
+    x = p["wte.weight"][tokens] + p["wpe.weight"][:rows]
+
+    def norm(name: str) -> Array:
+        return layernorm(how, x, p[f"{name}.weight"], p[f"{name}.bias"], eps)
+
+    def project(values: Array, name: str) -> Array:
+        return linear(how, values, p[f"{name}.weight"].T, p[f"{name}.bias"])
+
+    for layer in range(config.n_layer):
+        h = f"h.{layer}."
+        qkv = project(norm(h + "ln_1"), h + "attn.c_attn")
+        heads = qkv.reshape(rows, 3, config.n_head, config.head_size).transpose(1, 2, 0, 3)
+        q, k, v = heads[:, None]
+        scale = config.attention_scale(layer)
+        mixed = attention(how, q, k, v, np.array([rows]), scale)[0].transpose(1, 0, 2)
+        x = x + project(mixed.reshape(rows, -1), h + "attn.c_proj")
+        x = x + project(gelu(how, project(norm(h + "ln_2"), h + "mlp.c_fc")), h + "mlp.c_proj")
+    return linear(how, norm("ln_f"), p.get("lm_head.weight", p["wte.weight"]))
+
+
+def gumbel_noise(vocab_size: int, seed: int, position: int, sample: int) -> Array:
+    """(V,) Gumbel noise from Philox4x32-10, as `reference.gumbel_noise` defines it.
+
+    Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
+    """
+    low = np.uint64(0xFFFFFFFF)
+    block = np.arange(-(-vocab_size // 4), dtype=np.uint64)
+    words = [block, *(np.full_like(block, part & 0xFFFFFFFF) for part in (position, sample))]
+    words.append(np.full_like(block, (position >> 32) & 0xFFFFFFFF))
+    key = [np.uint64(seed & 0xFFFFFFFF), np.uint64((seed >> 32) & 0xFFFFFFFF)]
+    for _ in range(10):
+        first, second = words[0] * np.uint64(0xD2511F53), words[2] * np.uint64(0xCD9E8D57)
+        words = [
+            (second >> np.uint64(32)) ^ words[1] ^ key[0],
+            second & low,
+            (first >> np.uint64(32)) ^ words[3] ^ key[1],
+            first & low,
+        ]
+        key = [(key[0] + np.uint64(0x9E3779B9)) & low, (key[1] + np.uint64(0xBB67AE85)) & low]
+    bits = np.stack(words, -1).reshape(-1)[:vocab_size] >> np.uint64(8)
+    noise: Array = -np.log(-np.log((bits.astype(np.float64) + 0.5) * 2.0**-24))
+    return noise
+
+
+def kept_by_filters(z: Array, top_k: int, top_p: float, min_p: float) -> Array:
+    """(V,) booleans: what of z is left by top_k, then top_p, then min_p; see `reference.py`."""
+    kept: Array = np.ones(z.size, np.bool_)
+    if 0 < top_k < z.size:
+        kept = z >= np.sort(z)[-top_k]
+    if top_p < 1:
+        order = np.sort(z[kept])[::-1]
+        mass = np.cumsum(np.exp(order - order[0]))
+        kept &= z >= order[np.searchsorted(mass, top_p * mass[-1])]
+    kept &= z >= z.max() + (np.log(min_p) if min_p > 0 else -np.inf)
+    return kept
+
+
+def log_softmax(how: Arithmetic, logits: Array) -> Array:
+    """Natural-log probabilities over the last axis."""
+    z = how.take(logits)
+    z = z - z.max(-1, keepdims=True)
+    return how.take(z - np.log(np.exp(z).sum(-1, keepdims=True)))
