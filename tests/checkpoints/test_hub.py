@@ -224,6 +224,25 @@ def test_an_existing_folder_comes_before_a_name(
     assert resolve(str(tmp_path)) == tmp_path
 
 
+def test_a_file_is_left_to_the_reader_to_explain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model.pt").touch()
+    assert resolve("model.pt") == Path("model.pt")
+
+
+def test_a_stray_file_does_not_hide_a_short_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    downloader = SimpleNamespace(download=lambda name, _cache: tmp_path / name)
+    monkeypatch.setitem(sys.modules, "gpt2_fast.checkpoints.openai_download", downloader)
+    monkeypatch.setattr(checkpoints, "openai_download", downloader, raising=False)
+    monkeypatch.chdir(tmp_path)
+    Path("124M").touch()
+    assert resolve("124M") == tmp_path / "124M"
+
+
 def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path))
