@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from operator import index
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from .errors import ContextOverflow, ParameterError, TokenizerError
 
@@ -17,31 +17,28 @@ Prompt: TypeAlias = "str | Sequence[int]"
 
 
 def is_single(prompts: object) -> bool:
-    """Whether `prompts` is one prompt: a text, or a flat, non-empty sequence of integers.
+    """Whether `prompts` is one prompt: a text, or a non-empty sequence whose first item is no prompt.
 
     Raises:
         ParameterError: it is neither that nor a sequence of prompts.
     """
     if isinstance(prompts, str):
         return True
-    if isinstance(prompts, bytes | dict | set) or not hasattr(prompts, "__len__"):
+    if not _is_sequence(prompts):
         raise ParameterError(
             "prompts must be a text, a list of token ids, or a list of such prompts, got "
             f"{type(prompts).__name__}"
         )
-    return len(prompts) > 0 and not isinstance(prompts[0], str) and _is_integer(prompts[0])  # type: ignore[index]
+    first = next(iter(prompts), "")  # nothing at all is a list of no prompts
+    return not isinstance(first, str) and not _is_sized(first)  # a token id, perhaps a bad one
 
 
-def _is_integer(value: object) -> bool:
-    if hasattr(value, "shape") and getattr(value, "shape", None) != ():
-        return False  # a row of a two-dimensional array
-    if isinstance(value, int | float):
-        return True  # a float is reported as a bad token id, not as a bad prompt
-    try:
-        index(value)  # type: ignore[arg-type]
-    except TypeError:
-        return False
-    return True
+def _is_sized(value: object) -> bool:
+    return hasattr(value, "__len__") and getattr(value, "shape", None) != ()
+
+
+def _is_sequence(value: object) -> TypeGuard[Sequence[Any]]:
+    return _is_sized(value) and not isinstance(value, str | bytes | bytearray | Mapping | Set)
 
 
 def token_ids(values: Any, vocab_size: int, name: str) -> list[int]:
@@ -50,6 +47,8 @@ def token_ids(values: Any, vocab_size: int, name: str) -> list[int]:
     Raises:
         ParameterError: naming the position of a value that is not an integer in range.
     """
+    if not _is_sequence(values):
+        raise ParameterError(f"{name} must be a list of token ids, got {type(values).__name__}")
     ids = values.tolist() if hasattr(values, "tolist") else values
     checked = []
     for position, value in enumerate(ids):
