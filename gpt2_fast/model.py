@@ -145,12 +145,12 @@ class GPT2:
 
         Args:
             config: its shape.
-            weight_seed: gives the same weights again.
+            weight_seed: 0 .. 2**64 - 1; gives the same weights again.
             tokenizer: None for a model of token ids only.
             device, precision, threads, max_batch: as in `from_pretrained`.
         """
         return cls(
-            RandomSource(config, weight_seed),
+            RandomSource(config, integer("weight_seed", weight_seed, 0, 2**64 - 1)),
             tokenizer,
             name=f"random weights, seed {weight_seed}",
             device=device,
@@ -238,7 +238,7 @@ class GPT2:
         params = SamplingParams.of(sampling)
         if params.n != 1:
             raise ParameterError(f"n must be 1 to stream, got {params.n}")
-        if len(prompt) > 0 and not is_single(prompt):
+        if not is_single(prompt) and len(prompt) > 0:
             raise ParameterError("prompt must be one text or one list of token ids to stream")
         batch = Batch(
             self._running(),
@@ -349,7 +349,7 @@ class GPT2:
         if len(fed) > 1:
             for part in self._passes(fed[:-1], fed[1:]):
                 logprobs += part
-        shown = [] if self.tokenizer is None else [self.tokenizer.decode([t]) for t in tokens]
+        shown = [] if self.tokenizer is None else [_shown(self.tokenizer, t) for t in tokens]
         total = float(np.sum([p for p in logprobs if p is not None], dtype=np.float64))
         return Score(tokens, logprobs, total, shown)
 
@@ -394,6 +394,11 @@ def _without_total(sizes: dict[str, int]) -> dict[str, int]:
 
 def _threads(threads: int | None) -> int:
     return _C.available_threads() if threads is None else integer("threads", threads, 1, 1024)
+
+
+def _shown(tokenizer: Tokenizer, token: int) -> str:
+    """Text of one token; a padded vocabulary has ids without any."""
+    return tokenizer.decode([token]) if token < tokenizer.vocab_size else ""
 
 
 def _check_device(device: str) -> None:

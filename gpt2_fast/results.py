@@ -90,8 +90,8 @@ class Score:
         logprobs: natural-log probability of each token given those before it; the first is None,
             since nothing comes before it, unless the text was scored with `bos=True`.
         total: the sum of the known ones.
-        tokens: the text of each token; a token that is part of a character shows U+FFFD. Empty
-            when the model has no tokenizer.
+        tokens: the text of each token; a token that is part of a character shows U+FFFD, and an id
+            that only pads the vocabulary shows nothing. Empty when the model has no tokenizer.
     """
 
     token_ids: list[int]
