@@ -90,12 +90,11 @@ struct LnQkvArgs {
   int64_t stride;
   LayernormParameters norm;
   PackedLinear linear;    // C -> 3 C
-  void* normed;           // operand (R, stride), scratch
-  float* qkv;             // (R, round_up(3 C, 16)), scratch
+  void* normed;           // operand (kMaxRows, stride), scratch
   uint32_t* query;        // words (R, H, key_steps)
   int64_t rows;
-  const Sequence* sequences;
-  int64_t sequence_count;
+  const int32_t* positions;        // (R)
+  uint32_t* const* blocks;         // (R) the block that holds each row's position
   CacheLayout cache;
   int64_t layer;
   float* scratch;         // per lane scratch_floats(context)
@@ -137,7 +136,7 @@ struct LnFcGeluArgs {
   int64_t stride;
   LayernormParameters norm;
   PackedLinear linear;    // C -> I
-  void* normed;           // operand (R, stride), scratch
+  void* normed;           // operand (kMaxRows, stride), scratch
   void* out;              // operand (R, out_stride)
   int64_t out_stride;
   int64_t rows;
@@ -153,7 +152,7 @@ struct LnHeadArgs {
   const int32_t* asked;   // (rows) row numbers
   LayernormParameters norm;
   PackedLinear linear;    // C -> V; its bias is zero
-  void* normed;           // operand (rows, stride), scratch
+  void* normed;           // operand (kMaxRows, stride), scratch
   float* logits;          // (rows, logit_stride)
   int64_t logit_stride;
   int64_t rows;

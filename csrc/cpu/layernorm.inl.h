@@ -44,16 +44,22 @@ void layernorm_row(const float* x, const gpt2f::LayernormParameters& norm, Out* 
   }
 }
 
-// Rows `asked` (or all, when null) of the residual, as operand rows of `out`.
+// Rows `asked` (or all, when null) of the residual as operand rows, and where they are. For a few rows
+// every lane makes its own copy, which is quicker than waiting for each other; `out` holds kMaxRows
+// rows. Otherwise rows are split and the lanes meet.
 template <Precision P>
-void layernorm_rows(const float* residual, int64_t stride, const int32_t* asked,
-                    const gpt2f::LayernormParameters& norm, void* out, int64_t rows, int64_t width,
-                    const Lane& lane) {
-  const Range mine = share(rows, 1, lane);
+const void* layernorm_rows(const float* residual, int64_t stride, const int32_t* asked,
+                           const gpt2f::LayernormParameters& norm, void* out, int64_t rows,
+                           int64_t width, const Lane& lane) {
+  const bool own = rows <= 4 && rows * lane.size <= gpt2f::kMaxRows;
+  Element<P>* const to = at<P>(out, own ? lane.rank * rows * stride : 0);
+  const Range mine = own ? Range{0, rows} : share(rows, 1, lane);
   for (int64_t r = mine.begin; r < mine.end; ++r) {
     const int64_t from = asked == nullptr ? r : asked[r];
-    layernorm_row(residual + from * stride, norm, at<P>(out, r * stride), width, true);
+    layernorm_row(residual + from * stride, norm, to + r * stride, width, true);
   }
+  if (!own) lane.sync();
+  return to;
 }
 
 }  // namespace

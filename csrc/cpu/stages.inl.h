@@ -10,59 +10,99 @@ inline F biased(const gpt2f::PackedLinear& linear, int64_t column, F sum) {
   return fadd(sum, fload(linear.bias + column));
 }
 
-// Splits the rows of qkv into query words and pages. One lane takes all rows of a head in order: the
-// second of a pair of positions completes the word that the first began.
+// Where one row's key and value go.
+struct CacheSlot {
+  uint32_t* page;  // of the head
+  int64_t slot;
+};
+
+inline CacheSlot cache_slot(const gpt2f::LnQkvArgs& a, int64_t row, int64_t head) {
+  return {a.blocks[row] + a.cache.page_offset(a.layer, head),
+          a.positions[row] % gpt2f::kPagePositions};
+}
+
+// Sixteen neighbouring outputs of one head. Of a pair of positions the even one clears the other
+// half of the word; a column's rows come in order, and from one lane.
 template <Precision P>
-void append_cache(const gpt2f::LnQkvArgs& a, const Lane& lane) {
+void keep_panel(const gpt2f::LnQkvArgs& a, int64_t row, int64_t column, F value) {
+  const gpt2f::CacheLayout& cache = a.cache;
+  const int64_t width = cache.heads * cache.head_size, inside = column % width;
+  const int64_t head = inside / cache.head_size, d = inside % cache.head_size;
+  const int64_t step = d / gpt2f::word_elements(P);
+  if (column < width) {
+    uint32_t* const to = a.query + (row * cache.heads + head) * cache.key_steps + step;
+    store16(reinterpret_cast<Element<P>*>(to), value);
+    return;
+  }
+  const CacheSlot at_slot = cache_slot(a, row, head);
+  if (column < 2 * width) {
+    alignas(64) uint32_t key[16];
+    store16(reinterpret_cast<Element<P>*>(key), value);
+    for (int64_t i = 0; i < 16 / gpt2f::word_elements(P); ++i) {
+      at_slot.page[(step + i) * 16 + at_slot.slot] = key[i];
+    }
+    return;
+  }
+  uint32_t* const values = at_slot.page + cache.key_words() + d;
+  if constexpr (P == kFp32) {
+    ustore(values + at_slot.slot * cache.value_width, as_u(value));
+  } else {
+    uint32_t* const pair = values + at_slot.slot / 2 * cache.value_width;
+    const U rounded = bf16_round(value);
+    const U odd = uor(uand(uload(pair), uset(0xFFFFu)), uand(rounded, uset(0xFFFF0000u)));
+    ustore(pair, at_slot.slot % 2 == 0 ? ushr<16>(rounded) : odd);
+  }
+}
+
+// The same one output at a time, for heads that do not fill panels. Elements are stored alone: the
+// other half of a word may be another lane's.
+template <Precision P>
+void keep_elements(const gpt2f::LnQkvArgs& a, int64_t row, int64_t column, F value) {
   const gpt2f::CacheLayout& cache = a.cache;
   const int64_t size = cache.head_size, width = cache.heads * size;
-  const int64_t qkv_stride = round_up(3 * width, kLanes);
-  alignas(64) uint32_t head_words[16];
-  const int64_t tasks = a.sequence_count * cache.heads;
-  const Range mine = share(tasks, 1, lane);
-  for (int64_t task = mine.begin; task < mine.end; ++task) {
-    const gpt2f::Sequence& s = a.sequences[task / cache.heads];
-    const int64_t head = task % cache.heads;
-    for (int64_t t = 0; t < s.rows; ++t) {
-      const int64_t r = s.row + t, position = s.start + t, slot = position % gpt2f::kPagePositions;
-      const float* const q = a.qkv + r * qkv_stride + head * size;
-      uint32_t* const query = a.query + (r * cache.heads + head) * cache.key_steps;
-      uint32_t* const page =
-          s.blocks[position / gpt2f::kPagePositions] + cache.page_offset(a.layer, head);
-      for (int64_t d = 0; d < size; d += 16) {
-        const int64_t step0 = d / gpt2f::word_elements(P);
-        const int64_t steps = gpt2f::words(P, size - d < 16 ? size - d : 16);
-        store16(reinterpret_cast<Element<P>*>(head_words), load16(q + d, size - d));
-        for (int64_t i = 0; i < steps; ++i) query[step0 + i] = head_words[i];
-        store16(reinterpret_cast<Element<P>*>(head_words), load16(q + width + d, size - d));
-        for (int64_t i = 0; i < steps; ++i) page[(step0 + i) * 16 + slot] = head_words[i];
-        const F value = load16(q + 2 * width + d, size - d);
-        uint32_t* const row = page + cache.key_words() + d;
-        if constexpr (P == kFp32) {
-          ustore(row + slot * cache.value_width, as_u(value));
-        } else {
-          uint32_t* const pair = row + slot / 2 * cache.value_width;
-          const U rounded = bf16_round(value);
-          const U odd = uor(uand(uload(pair), uset(0xFFFFu)), uand(rounded, uset(0xFFFF0000u)));
-          ustore(pair, slot % 2 == 0 ? ushr<16>(rounded) : odd);
-        }
-      }
+  alignas(64) Element<P> elements[16];
+  store16(elements, value);
+  for (int64_t i = 0; i < 16 && column + i < 3 * width; ++i) {
+    const int64_t part = (column + i) / width, inside = (column + i) % width;
+    const int64_t head = inside / size, d = inside % size, per_word = gpt2f::word_elements(P);
+    if (part == 0) {
+      uint32_t* const query = a.query + (row * cache.heads + head) * cache.key_steps;
+      at<P>(query, 0)[d] = elements[i];
+      if (d + 1 == size && size % per_word != 0) at<P>(query, 0)[size] = 0;
+      continue;
     }
+    const CacheSlot at_slot = cache_slot(a, row, head);
+    if (part == 1) {
+      Element<P>* const key =
+          at<P>(at_slot.page + d / per_word * 16 + at_slot.slot, d % per_word);
+      *key = elements[i];
+      if (d + 1 == size && size % per_word != 0) key[1] = 0;
+      continue;
+    }
+    uint32_t* const values = at_slot.page + cache.key_words() + d;
+    Element<P>* const to = at<P>(values + at_slot.slot / per_word * cache.value_width,
+                                 at_slot.slot % per_word);
+    *to = elements[i];
+    if (per_word == 2 && at_slot.slot % 2 == 0) to[1] = 0;
   }
 }
 
 template <Precision P>
 void ln_qkv_of(const gpt2f::LnQkvArgs& a, const Lane& lane) {
-  const int64_t width = a.linear.inputs;
-  layernorm_rows<P>(a.residual, a.stride, nullptr, a.norm, a.normed, a.rows, width, lane);
-  lane.sync();
-  const int64_t qkv_stride = round_up(a.linear.outputs, kLanes);
-  product<P>(a.linear, a.normed, a.stride, a.rows, a.scratch, gpt2f::scratch_floats(a.context),
-             lane, [&](int64_t row, int64_t column, F sum) {
-               fstore(a.qkv + row * qkv_stride + column, biased(a.linear, column, sum));
-             });
-  lane.sync();
-  append_cache<P>(a, lane);
+  const void* const x = layernorm_rows<P>(a.residual, a.stride, nullptr, a.norm, a.normed, a.rows,
+                                          a.linear.inputs, lane);
+  const int64_t sums = gpt2f::scratch_floats(a.context);
+  if (a.cache.head_size % 16 == 0) {
+    product<P>(a.linear, x, a.stride, a.rows, a.scratch, sums, lane,
+               [&](int64_t row, int64_t column, F sum) {
+                 keep_panel<P>(a, row, column, biased(a.linear, column, sum));
+               });
+  } else {
+    product<P>(a.linear, x, a.stride, a.rows, a.scratch, sums, lane,
+               [&](int64_t row, int64_t column, F sum) {
+                 keep_elements<P>(a, row, column, biased(a.linear, column, sum));
+               });
+  }
 }
 
 template <Precision P>
@@ -76,10 +116,9 @@ void linear_residual_of(const gpt2f::LinearResidualArgs& a, const Lane& lane) {
 
 template <Precision P>
 void ln_fc_gelu_of(const gpt2f::LnFcGeluArgs& a, const Lane& lane) {
-  layernorm_rows<P>(a.residual, a.stride, nullptr, a.norm, a.normed, a.rows, a.linear.inputs,
-                    lane);
-  lane.sync();
-  product<P>(a.linear, a.normed, a.stride, a.rows, a.scratch, gpt2f::scratch_floats(a.context),
+  const void* const x = layernorm_rows<P>(a.residual, a.stride, nullptr, a.norm, a.normed, a.rows,
+                                          a.linear.inputs, lane);
+  product<P>(a.linear, x, a.stride, a.rows, a.scratch, gpt2f::scratch_floats(a.context),
              lane, [&](int64_t row, int64_t column, F sum) {
                store16(at<P>(a.out, row * a.out_stride + column),
                        fgelu(biased(a.linear, column, sum)));
@@ -88,10 +127,9 @@ void ln_fc_gelu_of(const gpt2f::LnFcGeluArgs& a, const Lane& lane) {
 
 template <Precision P>
 void ln_head_of(const gpt2f::LnHeadArgs& a, const Lane& lane) {
-  layernorm_rows<P>(a.residual, a.stride, a.asked, a.norm, a.normed, a.rows, a.linear.inputs,
-                    lane);
-  lane.sync();
-  product<P>(a.linear, a.normed, a.stride, a.rows, a.scratch, gpt2f::scratch_floats(a.context),
+  const void* const x = layernorm_rows<P>(a.residual, a.stride, a.asked, a.norm, a.normed, a.rows,
+                                          a.linear.inputs, lane);
+  product<P>(a.linear, x, a.stride, a.rows, a.scratch, gpt2f::scratch_floats(a.context),
              lane, [&](int64_t row, int64_t column, F sum) {
                fstore(a.logits + row * a.logit_stride + column, sum);
              });

@@ -124,7 +124,9 @@ void Engine::gather(std::span<StepItem> items) {
         {row, count, static_cast<int32_t>(cached.length), cached.blocks.data()});
     for (int32_t t = 0; t < count; ++t) {
       scratch_.tokens[row + t] = item.tokens[static_cast<size_t>(t)];
-      scratch_.positions[row + t] = static_cast<int32_t>(cached.length) + t;
+      const auto position = static_cast<int32_t>(cached.length) + t;
+      scratch_.positions[row + t] = position;
+      scratch_.blocks[row + t] = cached.blocks[static_cast<size_t>(position / kPagePositions)];
     }
     for (Wish& wish : item.wishes) {
       batch_.asked.push_back({row + static_cast<int32_t>(wish.row), &wish});
@@ -138,7 +140,7 @@ void Engine::attend_layer(int64_t i, const Lane& lane) {
   const Sequence* const sequences = batch_.sequences.data();
   const auto count = static_cast<int64_t>(batch_.sequences.size());
   table_.ln_qkv({precision_, scratch_.residual, scratch_.stride, layer.ln_1, layer.qkv,
-                 scratch_.normed, scratch_.qkv, scratch_.query, batch_.rows, sequences, count,
+                 scratch_.normed, scratch_.query, batch_.rows, scratch_.positions, scratch_.blocks,
                  layout_, i, scratch_.lanes, shape_.context},
                 lane);
   lane.sync();

@@ -29,7 +29,7 @@ int64_t Scratch::lay_out(const Shape& shape, Precision precision, int threads, s
   take(positions, kMaxRows);
   take(residual, kMaxRows * stride);
   take(normed, kMaxRows * stride / per_word);
-  take(qkv, kMaxRows * round_up(3 * shape.width, kLanes));
+  take(blocks, kMaxRows * 2);
   take(query, kMaxRows * shape.heads * cache.key_steps);
   take(attended, kMaxRows * stride / per_word);
   take(inner, kMaxRows * inner_stride / per_word);

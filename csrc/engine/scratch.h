@@ -18,7 +18,7 @@ struct Scratch {
   int32_t* positions;     // (kMaxRows)
   float* residual;        // (kMaxRows, stride)
   void* normed;           // operand (kMaxRows, stride)
-  float* qkv;             // (kMaxRows, round_up(3 C, 16))
+  uint32_t** blocks;      // (kMaxRows) block of each row's position
   uint32_t* query;        // (kMaxRows, H, key_steps)
   void* attended;         // operand (kMaxRows, stride)
   void* inner;            // operand (kMaxRows, inner_stride)

@@ -29,7 +29,6 @@ struct Plan {
   int64_t total() const { return weights + cache + scratch; }
 };
 
-constexpr int64_t kMaxRows = 256;   // new tokens of one step
 constexpr int64_t kLogitRows = 64;  // rows whose logits exist at the same time
 
 Plan make_plan(const Shape& shape, Precision precision, int threads, int64_t max_sequences);
