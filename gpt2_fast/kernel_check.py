@@ -22,6 +22,15 @@ from .numpy_reference import TRUTH, Arithmetic, Array
 _EPS = {"fp32": 2.0**-23, "bf16": 2.0**-7}
 _FACTOR = 2.0
 _WIDTHS = (100, 768, 1600)
+# temperature, top_k, top_p, min_p
+_FILTERS = (
+    (0.0, 0, 1.0, 0.0),
+    (1.0, 0, 1.0, 0.0),
+    (0.7, 8, 1.0, 0.0),
+    (1.0, 0, 0.5, 0.0),
+    (1.3, 0, 1.0, 0.2),
+    (0.9, 20, 0.8, 0.05),
+)
 
 
 @dataclass(frozen=True)
@@ -297,44 +306,26 @@ def _attention(data: _Data) -> Iterator[Case]:
 def _sample(data: _Data) -> Iterator[Case]:
     """Tokens must be those of the reference, log-probabilities as exact as numpy's.
 
-    Filters and seeds are such that no rounding decides between two tokens.
+    Logits are flat enough that a filter left out shows in the tokens; filters and seeds are such
+    that no rounding decides between two tokens.
     """
-    rows = 12
-    filters = [(0.0, 0, 1.0, 0.0), (1.0, 0, 1.0, 0.0), (0.7, 40, 0.9, 0.0), (1.3, 0, 1.0, 0.02)]
-    for V in (33, 4096):
-        logits = data.normal(rows, V, std=3.0) - np.float32(30)
-        settings = [filters[row % len(filters)] for row in range(rows)]
-        columns = [np.array(column) for column in zip(*settings, strict=True)]
-        keys = [np.arange(rows) + first for first in (2**40, 3, 500)]  # seeds, samples, positions
+    rows = 60
+    filters = np.array([_FILTERS[row % len(_FILTERS)] for row in range(rows)])
+    temperature, top_p, min_p = filters[:, [0, 2, 3]].T.astype(np.float32).copy()
+    top_k = filters[:, 1].astype(np.int32)
+    keys = [np.arange(rows) + first for first in (2**40, 3, 500)]  # seeds, samples, positions
+    for V, openai_top_p in ((33, False), (33, True), (4096, False)):
+        logits = data.normal(rows, V) - np.float32(30)
+        given = (logits, temperature, top_k, top_p, min_p, openai_top_p, *keys)
 
-        def run(logits: Array = logits, columns: Any = columns, keys: Any = keys) -> list[Array]:
-            t, p, m = (columns[i].astype(np.float32) for i in (0, 2, 3))
-            k = columns[1].astype(np.int32)
+        def run(given: Any = given) -> list[Array]:
             tokens, logprobs = np.empty(rows, np.int64), np.empty(rows, np.float32)
-            openai_top_p = False
-            seeds, samples, places = keys
-            _C.sample(logits, t, k, p, m, openai_top_p, seeds, samples, places, tokens, logprobs)
+            arguments: list[Any] = [*given, tokens, logprobs]
+            _C.sample(*arguments)
             return [tokens, logprobs]
 
-        def expected(
-            how: Arithmetic, logits: Array = logits, columns: Any = columns, keys: Any = keys
-        ) -> list[Array]:
-            tokens = np.array(
-                [
-                    _drawn(row.astype(np.float64), *(c[r] for c in columns), *(k[r] for k in keys))
-                    for r, row in enumerate(logits)
-                ]
-            )
-            return [tokens, reference.log_softmax(how, logits)[np.arange(rows), tokens]]
+        def expected(how: Arithmetic, given: Any = given) -> list[Array]:
+            tokens = reference.sample(*given)
+            return [tokens, reference.log_softmax(how, given[0])[np.arange(rows), tokens]]
 
         yield Case("sample", "fp32", _on_backend(run), expected)
-
-
-def _drawn(
-    logits: Array, t: float, k: int, p: float, m: float, seed: int, sample: int, position: int
-) -> int:
-    if t == 0:
-        return int(np.argmax(logits))
-    z = logits / t
-    noise = reference.gumbel_noise(z.size, int(seed), int(position), int(sample))
-    return int(np.argmax(np.where(reference.kept_by_filters(z, int(k), p, m), z + noise, -np.inf)))

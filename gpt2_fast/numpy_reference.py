@@ -146,7 +146,7 @@ def gumbel_noise(vocab_size: int, seed: int, position: int, sample: int) -> Arra
     return noise
 
 
-def kept_by_filters(z: Array, top_k: int, top_p: float, min_p: float) -> Array:
+def kept_by_filters(z: Array, top_k: int, top_p: float, min_p: float, *, openai: bool) -> Array:
     """(V,) booleans: what of z is left by top_k, then top_p, then min_p; see `reference.py`."""
     kept: Array = np.ones(z.size, np.bool_)
     if 0 < top_k < z.size:
@@ -154,9 +154,36 @@ def kept_by_filters(z: Array, top_k: int, top_p: float, min_p: float) -> Array:
     if top_p < 1:
         order = np.sort(z[kept])[::-1]
         mass = np.cumsum(np.exp(order - order[0]))
-        kept &= z >= order[np.searchsorted(mass, top_p * mass[-1])]
+        share = mass / mass[-1]
+        last = max(np.sum(share <= top_p) - 1, 0) if openai else np.searchsorted(share, top_p)
+        kept &= z >= order[last]
     kept &= z >= z.max() + (np.log(min_p) if min_p > 0 else -np.inf)
     return kept
+
+
+def sample(
+    logits: Array,
+    temperature: Array,
+    top_k: Array,
+    top_p: Array,
+    min_p: Array,
+    openai_top_p: bool,
+    seeds: Array,
+    samples: Array,
+    positions: Array,
+) -> Array:
+    """(R,) tokens: argmax of logit / temperature + noise over what is kept; see `reference.py`."""
+    tokens = []
+    for r, row in enumerate(logits.astype(np.float64)):
+        if temperature[r] == 0:
+            tokens.append(np.argmax(row))
+            continue
+        z = row / float(temperature[r])
+        filters = int(top_k[r]), float(top_p[r]), float(min_p[r])
+        noise = gumbel_noise(z.size, int(seeds[r]), int(positions[r]), int(samples[r]))
+        kept = kept_by_filters(z, *filters, openai=openai_top_p)
+        tokens.append(np.argmax(np.where(kept, z + noise, -np.inf)))
+    return np.array(tokens, np.int64)
 
 
 def log_softmax(how: Arithmetic, logits: Array) -> Array:
