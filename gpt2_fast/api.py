@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from threading import Lock
 from typing import Any
 
 from .model import GPT2
@@ -11,6 +12,7 @@ from .model import GPT2
 # pair; more would hold gigabytes that nobody asked to keep.
 _KEPT = 2
 _models: OrderedDict[tuple[str, str, str, int | None], GPT2] = OrderedDict()
+_lock = Lock()
 
 
 def generate(
@@ -46,11 +48,12 @@ def generate(
 
 def _load(name: str, device: str, precision: str, threads: int | None) -> GPT2:
     key = (name, device, precision, threads)
-    if key not in _models:
-        while len(_models) >= _KEPT:
-            _models.popitem(last=False)[1].close()
-        _models[key] = GPT2.from_pretrained(
-            name, device=device, precision=precision, threads=threads
-        )
-    _models.move_to_end(key)
-    return _models[key]
+    with _lock:
+        if key not in _models:
+            while len(_models) >= _KEPT:
+                _models.popitem(last=False)  # not closed: another thread may still be using it
+            _models[key] = GPT2.from_pretrained(
+                name, device=device, precision=precision, threads=threads
+            )
+        _models.move_to_end(key)
+        return _models[key]
