@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from . import _C
-from .errors import CapacityError
+from .errors import CapacityError, ParameterError
 from .results import FinishReason, Generation, Timings
 from .stopping import TextBuilder
 
@@ -73,6 +74,9 @@ class Batch:
         tokenizer: turns tokens into text; None leaves texts empty.
         n_ctx: positions of the model.
         eos: the token that ends a text, or None.
+
+    Raises:
+        ParameterError: stop texts without a tokenizer, or seeds for another number of prompts.
     """
 
     def __init__(
@@ -85,6 +89,8 @@ class Batch:
         n_ctx: int,
         eos: int | None,
     ) -> None:
+        if tokenizer is None and params.stop:
+            raise ParameterError("stop: this model has no tokenizer, so it has no text to search")
         self._engine = engine
         self._params = params
         self._n_ctx = n_ctx
@@ -128,7 +134,8 @@ class Batch:
                 yield from self._pass()
         finally:
             for sample in self._active:
-                self._engine.close(sample.sequence)
+                with suppress(ParameterError):  # interrupted between its closing and its removal
+                    self._engine.close(sample.sequence)
             self._active.clear()
 
     def _draw(self, seed: int, number: int, drawable: int) -> _C.Draw:
@@ -212,6 +219,8 @@ class Batch:
                 sample.reason = self._reason(sample)
         if sample.reason is not None:
             text += sample.text.finish()
+            if sample.text.stopped:  # the end may complete one: its last bytes became U+FFFD
+                sample.reason = "stop"
             self._engine.close(sample.sequence)
             self._active.remove(sample)
         return text
