@@ -6,6 +6,7 @@ import difflib
 import math
 import secrets
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, fields
 from operator import index
 from typing import Any, Literal, get_args
@@ -17,6 +18,7 @@ TopPRule = Literal["keep_crossing", "openai"]
 _MAX_N = 65536
 _MAX_STOPS = 1024
 _MAX_STOP_LENGTH = 65536
+_NO_NUMBER = (bool, str, bytes, bytearray)  # though float() takes them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,34 +111,40 @@ def integer(name: str, value: object, least: int, most: int) -> int:
     except TypeError:
         number = None
     if number is None or isinstance(value, bool) or not least <= number <= most:
-        raise ParameterError(f"{name} must be an integer in {least}..{most}, got {value!r}")
+        raise ParameterError(f"{name} must be an integer in {least}..{most}, got {value!r:.80}")
     return number
 
 
 def _seeds(value: Any) -> int | list[int] | None:
     if value is None:
         return None
-    if hasattr(value, "__len__") and not isinstance(value, str | bytes | Mapping):
+    if _is_list(value):
         return [integer("seed", each, 0, 2**64 - 1) for each in value]
     return integer("seed", value, 0, 2**64 - 1)
 
 
+def _is_list(value: object) -> bool:
+    """Sized and in an order, text and arrays without dimensions excepted."""
+    sized = hasattr(value, "__len__") and getattr(value, "shape", None) != ()
+    return sized and not isinstance(value, str | bytes | Mapping | AbstractSet)
+
+
 def _number(name: str, value: Any, least: float, most: float) -> float:
     try:
-        number = math.nan if isinstance(value, bool | str | bytes) else float(value)
+        number = math.nan if isinstance(value, _NO_NUMBER) or _is_list(value) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not least <= number <= most:  # false for NaN as well
-        raise ParameterError(f"{name} must be a number in [{least:g}, {most:g}], got {value!r}")
+        raise ParameterError(f"{name} must be a number in [{least:g}, {most:g}], got {value!r:.80}")
     return number
 
 
-def _stops(value: object) -> list[str]:
+def _stops(value: Any) -> list[str]:
     if value is None:
         return []
     stops = [value] if isinstance(value, str) else value
-    if not isinstance(stops, Sequence) or not all(isinstance(stop, str) for stop in stops):
-        raise ParameterError(f"stop must be a text or a list of texts, got {value!r}")
+    if not _is_list(stops) or not all(isinstance(stop, str) for stop in stops):
+        raise ParameterError(f"stop must be a text or a list of texts, got {value!r:.80}")
     if len(stops) > _MAX_STOPS:
         raise ParameterError(f"stop must hold at most {_MAX_STOPS} texts, got {len(stops)}")
     for number, stop in enumerate(stops):
