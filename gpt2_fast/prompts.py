@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from operator import index
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
@@ -17,7 +18,7 @@ Prompt: TypeAlias = "str | Sequence[int]"
 
 
 def is_single(prompts: object) -> bool:
-    """Whether `prompts` is one prompt: a text, or a non-empty sequence whose first item is no prompt.
+    """Whether `prompts` is one prompt: a text, or a sequence that starts with a token id.
 
     Raises:
         ParameterError: it is neither that nor a sequence of prompts.
@@ -38,7 +39,8 @@ def _is_sized(value: object) -> bool:
 
 
 def _is_sequence(value: object) -> TypeGuard[Sequence[Any]]:
-    return _is_sized(value) and not isinstance(value, str | bytes | bytearray | Mapping | Set)
+    no = (str, bytes, bytearray, Mapping, AbstractSet)
+    return _is_sized(value) and not isinstance(value, no)
 
 
 def token_ids(values: Any, vocab_size: int, name: str) -> list[int]:
