@@ -223,8 +223,7 @@ def scripted_source(script: Mapping[int, int], *, n_ctx: int = 96) -> SpreadSour
 def scripted_model(text: str | bytes | Iterable[int], **how: Any) -> GPT2:
     """A model that continues a prompt of one token with `text`, byte by byte, at temperature 0."""
     data = text.encode() if isinstance(text, str) else text
-    script = {position: token for position, token in enumerate(data, start=1)}
-    return model_of(scripted_source(script), byte_tokenizer(), **how)
+    return model_of(scripted_source(dict(enumerate(data, start=1))), byte_tokenizer(), **how)
 
 
 def facts(generation: Generation) -> tuple[Any, ...]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import gpt2_fast
 from gpt2_fast import (
+    _C,
     GPT2,
     PUBLISHED,
     CheckpointError,
@@ -25,7 +26,6 @@ from gpt2_fast import (
     GPT2Config,
     ParameterError,
     TokenizerError,
-    _C,
     reference,
 )
 from gpt2_fast.reference import GPT2Reference
@@ -296,7 +296,7 @@ def test_forward_refuses(ids: object, message: str) -> None:
 def test_forward_refuses_what_does_not_fit() -> None:
     model = tiny_model()
     assert model.forward([1] * 64).shape == (64, 257)
-    with pytest.raises(ContextOverflow, match="token_ids has 65 tokens; .* holds 64, 1 fewer"):
+    with pytest.raises(ContextOverflow, match=r"token_ids has 65 tokens; .* holds 64, 1 fewer"):
         model.forward([1] * 65)
     assert model._engine is not None
     assert model._engine.free_blocks == model._engine.blocks
@@ -366,7 +366,7 @@ def test_score_refuses() -> None:
             model.score(empty)
     assert model.score([1] * 64, bos=False).total < 0
     assert model.score([1] * 63, bos=True).total < 0
-    with pytest.raises(ContextOverflow, match="65 tokens; .* holds 64, 1 fewer"):
+    with pytest.raises(ContextOverflow, match=r"65 tokens; .* holds 64, 1 fewer"):
         model.score([1] * 65)
     with pytest.raises(ParameterError, match=r"text: .* got 257 at position 1"):
         model.score([1, 257])
@@ -610,7 +610,7 @@ def test_closing() -> None:
         lambda: model.threads,
         lambda: model.isa,
     ):
-        with pytest.raises(ParameterError, match="this model .* is closed"):
+        with pytest.raises(ParameterError, match=r"this model .* is closed"):
             use()
     assert not Path("unused").exists()
 
