@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <fstream>
 #include <set>
 #include <sstream>
@@ -45,9 +46,9 @@ struct Groups {
   std::string cpu = "/", memory = "/";                       // cgroup v1 paths
 };
 
-Groups read_groups() {
+Groups read_groups(const std::string& root) {
   Groups groups;
-  std::ifstream file("/proc/self/cgroup");
+  std::ifstream file(root + "/proc/self/cgroup");
   for (std::string line; std::getline(file, line);) {
     const size_t first = line.find(':'), second = line.find(':', first + 1);
     if (first == std::string::npos || second == std::string::npos) continue;
@@ -71,18 +72,21 @@ std::vector<std::string> ancestors(const std::string& root, std::string path) {
   return out;
 }
 
-double quota_of(const Groups& groups) {
+// Processors' worth of time per period, the least of all limits around; 0 when there is none.
+double quota_of(const std::string& root) {
+  const Groups groups = read_groups(root);
   double least = 1e9;
-  for (const std::string& folder : ancestors("/sys/fs/cgroup", groups.unified)) {
+  for (const std::string& folder : ancestors(root + "/sys/fs/cgroup", groups.unified)) {
     std::ifstream file(folder + "/cpu.max");
     std::string quota;
     double period = 0;
     if (file >> quota >> period && quota != "max" && period > 0) {
-      least = std::min(least, std::stod(quota) / period);
+      const double given = std::strtod(quota.c_str(), nullptr);
+      if (given > 0) least = std::min(least, given / period);
     }
   }
-  for (const char* root : {"/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct"}) {
-    for (const std::string& folder : ancestors(root, groups.cpu)) {
+  for (const char* tree : {"/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct"}) {
+    for (const std::string& folder : ancestors(root + tree, groups.cpu)) {
       std::ifstream quota_file(folder + "/cpu.cfs_quota_us");
       std::ifstream period_file(folder + "/cpu.cfs_period_us");
       double quota = 0, period = 0;
@@ -91,7 +95,7 @@ double quota_of(const Groups& groups) {
       }
     }
   }
-  return least;
+  return least < 1e9 ? least : 0;
 }
 
 unsigned long long read_number(const std::string& path) {
@@ -109,25 +113,27 @@ void limit(unsigned long long& least, const std::string& folder, const char* max
 
 }  // namespace
 
-int available_threads() {
-  const double quota = std::ceil(quota_of(read_groups()));
-  return std::max(1, static_cast<int>(std::min<double>(affine_cores(), quota)));
+CpuBudget cpu_budget(const std::string& root) {
+  const int cores = affine_cores();
+  const double quota = quota_of(root);
+  const double threads = quota > 0 ? std::min<double>(cores, std::ceil(quota)) : cores;
+  return {cores, quota, std::max(1, static_cast<int>(threads))};
 }
 
-unsigned long long available_memory() {
+unsigned long long available_memory(const std::string& root) {
   unsigned long long least = ~0ull;
-  std::ifstream file("/proc/meminfo");
+  std::ifstream file(root + "/proc/meminfo");
   std::string name;
   unsigned long long kib = 0;
   for (std::string line; std::getline(file, line);) {
     if (std::istringstream(line) >> name >> kib && name == "MemAvailable:") least = kib * 1024;
   }
   if (least == ~0ull) return 0;
-  const Groups groups = read_groups();
-  for (const std::string& folder : ancestors("/sys/fs/cgroup", groups.unified)) {
+  const Groups groups = read_groups(root);
+  for (const std::string& folder : ancestors(root + "/sys/fs/cgroup", groups.unified)) {
     limit(least, folder, "memory.max", "memory.current");
   }
-  for (const std::string& folder : ancestors("/sys/fs/cgroup/memory", groups.memory)) {
+  for (const std::string& folder : ancestors(root + "/sys/fs/cgroup/memory", groups.memory)) {
     limit(least, folder, "memory.limit_in_bytes", "memory.usage_in_bytes");
   }
   return least;

@@ -91,7 +91,8 @@ const KernelTable* find_table(const std::string& name) {
   std::string choices;
   for (const KernelTable* table : runnable_tables()) {
     if (name == table->name) return table;
-    choices += (choices.empty() ? "" : ", ") + std::string(table->name);
+    if (!choices.empty()) choices += ", ";
+    choices += table->name;
   }
   throw Error(ErrorKind::kDevice, cat("isa: '", name, "' is not available here; this machine runs ",
                                       choices));

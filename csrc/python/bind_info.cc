@@ -48,7 +48,7 @@ std::string default_isa() {
 
 int default_threads() {
   const char* const forced = std::getenv("GPT2_FAST_THREADS");
-  if (forced == nullptr || *forced == '\0') return available_threads();
+  if (forced == nullptr || *forced == '\0') return cpu_budget().threads;
   char* end = nullptr;
   const long count = std::strtol(forced, &end, 10);
   check(*end == '\0' && count >= 1 && count <= 1024, ErrorKind::kParameter,
@@ -102,7 +102,14 @@ void bind_info(py::module_& module) {
   module.def("isas", isas);
   module.def("default_isa", default_isa);
   module.def("available_threads", default_threads);
-  module.def("available_memory", available_memory);
+  module.def("available_memory", available_memory, py::arg("root") = "");
+  module.def(
+      "cpu_budget",
+      [](const std::string& root) {
+        const CpuBudget budget = cpu_budget(root);
+        return py::make_tuple(budget.cores, budget.quota, budget.threads);
+      },
+      py::arg("root") = "");
   module.def("read_bandwidth", read_bandwidth, py::arg("bytes"), py::arg("threads"),
              py::arg("repeats"));
   module.def("crc32c", checksum, py::arg("data"), py::arg("seed") = 0);

@@ -30,7 +30,7 @@ struct Backend {
 std::shared_ptr<Backend>& backend() {
   static auto* const kBackend = new std::shared_ptr<Backend>();  // outlives every thread
   if (*kBackend == nullptr) {
-    *kBackend = std::make_shared<Backend>(find_table(""), available_threads());
+    *kBackend = std::make_shared<Backend>(find_table(""), cpu_budget().threads);
   }
   return *kBackend;
 }
