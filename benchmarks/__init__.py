@@ -1,0 +1,1 @@
+"""Measurements. See README.md; run them from the repository's root."""
