@@ -232,7 +232,8 @@ def gumbel_noise(vocab_size: int, seed: int, position: int, sample: int) -> _Flo
 def _top_k_kept(z: _Float64, top_k: int) -> _Bool:
     if not 0 < top_k < z.size:
         return np.ones(z.size, np.bool_)
-    return z >= np.partition(z, z.size - top_k)[z.size - top_k]
+    likely: _Bool = z >= np.partition(z, z.size - top_k)[z.size - top_k]
+    return likely
 
 
 def _top_p_kept(z: _Float64, kept: _Bool, top_p: float, openai: bool) -> _Bool:
@@ -242,7 +243,8 @@ def _top_p_kept(z: _Float64, kept: _Bool, top_p: float, openai: bool) -> _Bool:
     mass = np.cumsum(np.exp(ordered - ordered[0]))
     mass /= mass[-1]
     last = max(0, int(np.sum(mass <= top_p)) - 1) if openai else int(np.argmax(mass >= top_p))
-    return kept & (z >= ordered[last])
+    likely: _Bool = z >= ordered[last]
+    return kept & likely
 
 
 def kept_by_filters(
@@ -266,7 +268,8 @@ def kept_by_filters(
     arXiv:1904.09751, eq. 2. min_p: Nguyen et al. 2024, arXiv:2407.01082.
     """
     kept = _top_p_kept(z, _top_k_kept(z, top_k), top_p, openai_top_p)
-    return kept & (np.exp(z - z.max()) >= min_p)
+    likely: _Bool = np.exp(z - z.max()) >= min_p
+    return kept & likely
 
 
 def sample(

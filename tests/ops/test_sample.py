@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from .support import (
     spread_out,
 )
 
-VOCABULARIES = (1, 2, 15, 16, 17, 1000, 50257)
+VOCABULARIES = (1, 2, 17, 1000, 50257)
 FILTERS = {
     "none": {},
     "top_k": {"top_k": 40},
@@ -98,18 +99,23 @@ def decided(args: dict[str, Any]) -> Tensor:
     return torch.tensor(out)
 
 
-@pytest.mark.parametrize("filters", FILTERS.values(), ids=FILTERS.keys())
+@cache
+def expected(V: int, filters: str) -> tuple[dict[str, Any], Tensor, Tensor, Tensor]:
+    """Arguments, the tokens and log-probabilities of the reference, and which rows are decided."""
+    args = arguments(logits_of(6 if V > 1000 else 40, V, seed=V), **FILTERS[filters])
+    return args, *reference.sample(**args), decided(args)
+
+
+@pytest.mark.parametrize("filters", FILTERS)
 @pytest.mark.parametrize("V", VOCABULARIES)
-def test_matches_the_reference(isa: str, V: int, filters: dict[str, Any]) -> None:
-    args = arguments(logits_of(6 if V > 1000 else 40, V, seed=V), **filters)
-    expected, truth = reference.sample(**args)
-    clear = decided(args)
+def test_matches_the_reference(isa: str, V: int, filters: str) -> None:
+    args, drawn, truth, clear = expected(V, filters)
     assert clear.float().mean() > 0.9
 
     tokens, logprobs = ops.sample(**args)
 
-    assert torch.equal(tokens[clear], expected[clear])
-    same_dtype = args["logits"].log_softmax(-1).gather(1, expected[:, None])[:, 0]
+    assert torch.equal(tokens[clear], drawn[clear])
+    same_dtype = args["logits"].log_softmax(-1).gather(1, drawn[:, None])[:, 0]
     assert_as_accurate_as_torch(logprobs[clear], same_dtype[clear], truth[clear])
 
 
@@ -134,7 +140,7 @@ def test_rows_have_their_own_parameters(isa: str) -> None:
         assert_same_bits(logprob, logprobs[r : r + 1])
 
 
-@pytest.mark.parametrize("filters", FILTERS.values(), ids=FILTERS.keys())
+@pytest.mark.parametrize("filters", FILTERS.values(), ids=FILTERS)
 def test_bits_are_the_same_everywhere(filters: dict[str, Any]) -> None:
     args = arguments(logits_of(12, 5003), **filters)
 
@@ -143,8 +149,8 @@ def test_bits_are_the_same_everywhere(filters: dict[str, Any]) -> None:
 
 
 def test_frequencies_are_the_softmax(isa: str) -> None:
-    """Chi-squared over 8 tokens and 20,000 draws; 99.9th percentile of 7 degrees is 24.3."""
-    logits = torch.tensor([[0.0, 1.0, 2.0, -1.0, 0.5, 0.5, -2.0, 1.5]]).repeat(20_000, 1)
+    """Chi-squared over 8 tokens and 5,000 draws; 99.9th percentile of 7 degrees is 24.3."""
+    logits = torch.tensor([[0.0, 1.0, 2.0, -1.0, 0.5, 0.5, -2.0, 1.5]]).repeat(5000, 1)
 
     counts = np.bincount(draw(logits), minlength=8)
 
@@ -207,7 +213,7 @@ def test_greedy_takes_the_first_of_equals(isa: str) -> None:
 def test_filters_keep_what_they_say(isa: str, openai_top_p: bool) -> None:
     """Eight tokens of known probability, drawn so often that every kept one comes up."""
     p = torch.tensor([0.05, 0.4, 0.05, 0.2, 0.2, 0.05, 0.04, 0.01])
-    logits = p.log().repeat(3000, 1)
+    logits = p.log().repeat(1000, 1)
 
     def seen(**filters: Any) -> set[int]:
         return set(draw(logits, openai_top_p=openai_top_p, **filters))
