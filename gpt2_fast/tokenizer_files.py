@@ -175,7 +175,7 @@ def derive_merges(ranks: Mapping[bytes, int]) -> tuple[Pair, ...]:
     pairs: dict[Pair, int] = {}
     for token in sorted(ranks, key=ranks.__getitem__):
         if len(token) > 1:
-            parts = _merge(token, pairs)
+            parts, _ = _merge(token, pairs)
             if len(parts) != 2:
                 raise TokenizerError(f"no merge makes the token {symbols(token)!r}")
             pairs[parts[0], parts[1]] = ranks[token]
@@ -185,33 +185,37 @@ def derive_merges(ranks: Mapping[bytes, int]) -> tuple[Pair, ...]:
 def _add_live_merges(ranks: dict[bytes, int], pairs: Iterable[Pair]) -> None:
     """Adds to `ranks` the tokens that merging makes; merge i has rank 256 + i.
 
-    A merge is live if its token's bytes, merged by the live merges before it, come to its two
-    parts. Merges of a trained vocabulary all are. Others never happen in any text: a token in a
-    text is merged from its bytes alone, as if they stood alone. Without them, "any two neighbours
-    whose bytes together have a rank" (the engine's rule) and "any pair in the list" are the same.
+    A merge is live if it is the last one when its token's bytes are merged. Merges of a trained
+    vocabulary all are. Others never happen in any text: a token in a text is merged from its bytes
+    alone, as if they stood alone. With the others left out, "any two neighbours whose bytes
+    together have a rank" (the engine's rule) and "any pair in the list" are the same.
     """
-    live: dict[Pair, int] = {}
-    for rank, (left, right) in enumerate(pairs, start=256):
-        token = left + right
-        if token not in ranks and _merge(token, live) == [left, right]:
-            live[left, right] = rank
-            ranks[token] = rank
+    by_pair = {pair: rank for rank, pair in enumerate(pairs, start=256)}
+    for token in {left + right for left, right in by_pair}:
+        parts, last = _merge(token, by_pair)
+        if len(parts) == 1:
+            ranks[token] = last
 
 
-def _merge(token: bytes, pairs: Mapping[Pair, int]) -> list[bytes]:
-    """`token` merged from single bytes: the pair of lowest rank first, the leftmost of equals."""
+def _merge(token: bytes, pairs: Mapping[Pair, int]) -> tuple[list[bytes], int]:
+    """`token` merged from single bytes, and the rank of the last merge (-1 if there was none).
+
+    The pair of lowest rank first, the leftmost of equals.
+    """
     none = sys.maxsize
+    last = -1
     parts = [token[i : i + 1] for i in range(len(token))]
     ranks = [pairs.get(pair, none) for pair in pairwise(parts)]
     while ranks and (best := min(ranks)) != none:
         at = ranks.index(best)
+        last = best
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
         del ranks[at]
         if at > 0:
             ranks[at - 1] = pairs.get((parts[at - 1], parts[at]), none)
         if at < len(ranks):
             ranks[at] = pairs.get((parts[at], parts[at + 1]), none)
-    return parts
+    return parts, last
 
 
 def _read_ids(path: Path) -> dict[str, int]:

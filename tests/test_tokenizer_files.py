@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gpt2_fast.errors import TokenizerError
@@ -26,7 +26,7 @@ from tests.tokenizer_support import (
     Reference,
     gpt2_merges,
     gpt2_ranks,
-    naive_merge,
+    heap_merge,
 )
 
 Merges = list[tuple[str, str]]
@@ -186,6 +186,8 @@ def test_missing_bytes_are_an_error_only_when_met(tmp_path: Path) -> None:
 
 
 ALPHABET = "abc"
+# acac is made by a merge that never happens (a cac) and by one that comes after (b acac).
+AWKWARD = [("a", "a"), ("a", "c"), ("c", "ac"), ("a", "cac"), ("b", "acac"), ("ac", "ac")]
 
 
 @st.composite
@@ -202,6 +204,7 @@ def any_merges(draw: st.DrawFn) -> Merges:
 
 @settings(deadline=None, max_examples=150)
 @given(any_merges(), st.lists(st.text(ALPHABET, min_size=1, max_size=40), min_size=1, max_size=12))
+@example(AWKWARD, ["bacac"])
 def test_any_merges_equal_the_reference(
     tmp_path_factory: pytest.TempPathFactory, merges: Merges, texts: list[str]
 ) -> None:
@@ -209,10 +212,26 @@ def test_any_merges_equal_the_reference(
     folder = write(tmp_path_factory.mktemp("v"), vocabulary(merges), merges)
     tokenizer, reference = load(folder), reference_of(folder)
     for text in texts:
-        assert tokenizer.encode(text) == reference.encode(text)
-        assert tokenizer._make_engine()._merge_long(text.encode() * 30) == [
-            tokenizer._vocabulary.ranks[t] for t in naive_merge(text.encode() * 30, reference.pairs)
+        piece = text.encode()
+        wanted = [reference.ids[token] for token in heap_merge(piece, reference.pairs)]
+        assert tokenizer.encode(text) == wanted
+        assert tokenizer._make_engine()._merge_long(piece * 30) == [
+            tokenizer._vocabulary.ranks[token] for token in heap_merge(piece * 30, reference.pairs)
         ]
+
+
+@settings(deadline=None, max_examples=100)
+@given(any_merges(), st.lists(st.text(ALPHABET, min_size=1, max_size=40), min_size=1, max_size=12))
+@example(AWKWARD, ["bacac"])
+def test_any_merges_equal_tokenizers(
+    tmp_path_factory: pytest.TempPathFactory, merges: Merges, texts: list[str]
+) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    vocab = vocabulary(merges)
+    ours = load(write(tmp_path_factory.mktemp("v"), vocab, merges))
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=merges))
+    for text in texts:
+        assert ours.encode(text) == theirs.encode(text).ids
 
 
 def test_dead_merges_never_happen(tmp_path: Path) -> None:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import base64
 import heapq
+import random
+import unicodedata
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
 import regex
+from hypothesis import strategies as st
 
 import gpt2_fast.tokenizer
 
@@ -39,6 +42,20 @@ _ODD_LINES = (
 )
 END_OF_TEXT = "<|endoftext|>"
 ODD = (END_OF_TEXT, *(part for line in _ODD_LINES for part in line.split("|")))
+
+
+ALL_CHARACTERS = "".join(chr(i) for i in range(0x110000) if not 0xD800 <= i < 0xE000)
+# Characters whose kind every Unicode table of our time agrees on: assigned by 2002, or never.
+STABLE = [c for c in ALL_CHARACTERS if unicodedata.ucd_3_2_0.category(c) != "Cn"] + [
+    *("\ufdd0", "\ufffe", "\uffff", "\U0001fffe", "\U0010ffff")
+]
+ODD_TEXT = st.lists(st.sampled_from(ODD), max_size=30).map("".join)
+STABLE_TEXT = st.text(st.sampled_from(STABLE), max_size=60)
+
+
+def odd_strings(count: int, seed: int = 0) -> list[str]:
+    draw = random.Random(seed)
+    return ["".join(draw.choices(ODD, k=draw.randint(1, 24))) for _ in range(count)]
 
 
 @cache
