@@ -296,8 +296,7 @@ class GPT2:
         from .checkpoints.save import save_pretrained
 
         self._running()
-        arrays = ((name, array) for name, _, array, _ in self._source.tensors())
-        save_pretrained(Path(folder), self.config, arrays, self.tokenizer)
+        save_pretrained(Path(folder), self.config, self._arrays(), self.tokenizer)
 
     def close(self) -> None:
         """Give the memory back; the model cannot be used any more. Closing twice is harmless."""
@@ -322,6 +321,11 @@ class GPT2:
         millions = self.config.parameters / 1e6
         state = "closed" if self._engine is None else f"{self._engine.threads} threads"
         return f"<GPT2 {self.name!r}: {millions:.1f}M parameters, {self.precision}, {state}>"
+
+    def _arrays(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        for name, _, array, release in self._source.tensors():
+            yield name, array
+            release()
 
     def _running(self) -> _C.Engine:
         if self._engine is None:

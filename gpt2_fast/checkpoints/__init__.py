@@ -34,8 +34,7 @@ def open_checkpoint(path: str | os.PathLike[str], config: GPT2Config | None = No
     Args:
         path: a folder in Hugging Face's layout (`config.json`, safetensors) or in OpenAI's
             (`hparams.json`, a TensorFlow checkpoint).
-        config: the model's shape, where the folder's own description is missing or wrong. Only for
-            Hugging Face's layout.
+        config: the model's shape, where the folder's own description is missing or wrong.
 
     Raises:
         CheckpointError: there is no model, it is damaged or does not fit its configuration, or it
@@ -51,15 +50,13 @@ def open_checkpoint(path: str | os.PathLike[str], config: GPT2Config | None = No
 
 
 def _open(folder: Path, config: GPT2Config | None) -> Checkpoint:
-    from . import huggingface
+    from . import huggingface, openai_bundle
 
     names = _names_in(folder)
     if huggingface.holds_weights(folder):
         return huggingface.open_folder(folder, config)
-    if {"hparams.json", "checkpoint"} & set(names) or any(n.endswith(".index") for n in names):
-        from . import openai_bundle
-
-        return openai_bundle.open_bundle(folder)
+    if openai_bundle.is_bundle(folder) or {"hparams.json", "checkpoint"} & set(names):
+        return openai_bundle.open_bundle(folder, config)
     pickles = [folder / name for name in names if _is_pickle(folder / name)]
     if pickles:
         raise CheckpointError(_pickle_refusal(pickles))
