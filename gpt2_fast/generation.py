@@ -133,10 +133,15 @@ class Batch:
                 self._admit()
                 yield from self._pass()
         finally:
-            for sample in self._active:
-                with suppress(ParameterError):  # interrupted between its closing and its removal
-                    self._engine.close(sample.sequence)
+            for sample in self._samples:
+                with suppress(ParameterError):  # interrupted just after it was closed
+                    self._close(sample)
             self._active.clear()
+
+    def _close(self, sample: _Sample) -> None:
+        if sample.sequence >= 0:
+            self._engine.close(sample.sequence)
+            sample.sequence = -1
 
     def _draw(self, seed: int, number: int, drawable: int) -> _C.Draw:
         p = self._params
@@ -221,7 +226,7 @@ class Batch:
             text += sample.text.finish()
             if sample.text.stopped:  # the end may complete one: its last bytes became U+FFFD
                 sample.reason = "stop"
-            self._engine.close(sample.sequence)
+            self._close(sample)
             self._active.remove(sample)
         return text
 
