@@ -7,13 +7,11 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from gpt2_fast import checkpoints
-from gpt2_fast.checkpoints import open_checkpoint
+from gpt2_fast.checkpoints import open_checkpoint, openai_bundle
 from tests.checkpoints_support import (
     check_equal,
     config_json,
@@ -30,15 +28,13 @@ def test_a_path_with_spaces_and_other_alphabets(tmp_path: Path) -> None:
     check_equal(hf_folder(tmp_path / "my modèle 模型 \\ 1", config, state), config, state)
 
 
-@pytest.mark.parametrize("name", ["hparams.json", "checkpoint", "model-100.index"])
+@pytest.mark.parametrize("name", ["hparams.json", "checkpoint", "model-100.index", "m.data-00000-of-00001"])
 def test_openais_layout_goes_to_its_own_reader(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / name).touch()
     seen: list[Path] = []
-    reader = SimpleNamespace(open_bundle=seen.append)
-    monkeypatch.setitem(sys.modules, "gpt2_fast.checkpoints.openai_bundle", reader)
-    monkeypatch.setattr(checkpoints, "openai_bundle", reader, raising=False)
+    monkeypatch.setattr(openai_bundle, "open_bundle", lambda folder, _: seen.append(folder))
     open_checkpoint(tmp_path)
     assert seen == [tmp_path]
 

@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 IMPORT_SECONDS = 0.25
-CORE = {"numpy", "tiktoken", "safetensors", "huggingface_hub", "rich"}
+CORE = {"numpy", "tiktoken", "huggingface_hub", "rich"}
 
 
 @pytest.fixture(scope="module")
