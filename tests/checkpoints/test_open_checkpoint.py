@@ -28,7 +28,9 @@ def test_a_path_with_spaces_and_other_alphabets(tmp_path: Path) -> None:
     check_equal(hf_folder(tmp_path / "my modèle 模型 \\ 1", config, state), config, state)
 
 
-@pytest.mark.parametrize("name", ["hparams.json", "checkpoint", "model-100.index", "m.data-00000-of-00001"])
+@pytest.mark.parametrize(
+    "name", ["hparams.json", "checkpoint", "model-100.index", "m.data-00000-of-00001"]
+)
 def test_openais_layout_goes_to_its_own_reader(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
