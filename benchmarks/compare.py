@@ -336,7 +336,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=1, help="texts at the same time")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=_C.available_threads())
-    parser.add_argument("--mib", type=int, default=roofline.MIN_MIB, help="bandwidth buffer")
+    parser.add_argument(
+        "--mib",
+        type=int,
+        default=roofline.MIN_MIB,
+        help="bandwidth buffer; below 512 a cache may answer",
+    )
     rivals = [name for name in ENGINES if name != OURS]
     parser.add_argument("--rivals", nargs="*", choices=rivals, default=rivals)
     parser.add_argument("--json", type=Path, help="write everything measured to this file")
