@@ -97,6 +97,13 @@ class _Parser(argparse.ArgumentParser):
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **options)
 
+    def print_help(self, file: Any = None) -> None:
+        """Write the help; argparse's own would hide that it could not."""
+        if file is None:
+            terminal.write(self.format_help())
+        else:
+            super().print_help(file)
+
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE, f"error: {message}\ntry: {self.prog} --help\n")
 
@@ -203,7 +210,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _complain(place + (error.strerror or str(error)), FAILED)
     except MemoryError:
         code = _complain("out of memory", FAILED)
-    terminal.discard_output()
     return code
 
 

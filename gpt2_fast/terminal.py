@@ -7,7 +7,6 @@ escapes.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import math
@@ -129,23 +128,6 @@ def size(count_of_bytes: float) -> str:
         if count_of_bytes >= unit:
             return f"{count_of_bytes / unit:.1f} {word}"
     return f"{count_of_bytes:.0f} bytes"
-
-
-def discard_output() -> None:
-    """Send what is still to be written nowhere, so that the interpreter's exit stays silent."""
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            _flush_or_discard(stream)
-
-
-def _flush_or_discard(stream: TextIO) -> None:
-    try:
-        stream.flush()
-    except (OSError, ValueError):
-        with contextlib.suppress(OSError, ValueError):  # no file of the system's: no flush at exit
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, stream.fileno())
-            os.close(null)
 
 
 def _finite(value: Any) -> Any:
