@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -88,6 +89,32 @@ def test_a_megabyte_of_invalid_bytes(gpt2: Tokenizer, data: bytes) -> None:
     seconds = time.process_time() - start
     assert gpt2.decode_bytes(ids) == data
     assert seconds < 2, f"{seconds:.2f} s"
+
+
+class Spy:
+    """tiktoken, noting the longest piece it is given: older versions hang or die on long ones."""
+
+    def __init__(self, encoding: Any) -> None:
+        self.encoding = encoding
+        self.longest = 0
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        self.longest = max(self.longest, *map(len, PUBLISHED.findall(text)), 0)
+        return self.encoding.encode_ordinary(text)
+
+    def _encode_single_piece(self, piece: bytes) -> list[int]:
+        self.longest = max(self.longest, len(piece))
+        return self.encoding._encode_single_piece(piece)
+
+
+def test_tiktoken_never_meets_a_long_piece(gpt2: Tokenizer) -> None:
+    engine = Engine(gpt2._vocabulary.ranks)
+    engine._tiktoken = spy = Spy(engine._tiktoken)
+    for text in RUNS.values():
+        part = text[-20_000:]
+        assert engine.encode(part) == gpt2.encode(part)
+        assert engine.encode_piece(part.encode()) == gpt2._make_engine().encode_piece(part.encode())
+    assert 100 < spy.longest < 2 * 512
 
 
 RUN_LENGTHS = st.sampled_from([1, 2, 250, 256, 257, 510, 511, 512, 513, 767, 768, 1100])
