@@ -18,8 +18,8 @@ Buffer::Buffer(size_t bytes, const char* purpose) : bytes_(bytes) {
   check(bytes < (size_t{1} << 46), ErrorKind::kCapacity, purpose, ": ", bytes,
         " bytes are more than any machine has");
   mapped_ = static_cast<size_t>(round_up(static_cast<int64_t>(bytes), 4096)) + alignment;
-  map_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE,
-              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  map_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+              -1, 0);
   if (map_ == MAP_FAILED) {
     map_ = nullptr;
     throw Error(ErrorKind::kCapacity,

@@ -25,7 +25,7 @@ class Buffer {
 
  private:
   void* data_ = nullptr;
-  size_t bytes_ = 0;   // asked for
+  size_t bytes_ = 0;  // asked for
   void* map_ = nullptr;
   size_t mapped_ = 0;  // with room to align to a huge page
 };

@@ -61,7 +61,8 @@ Groups read_groups(const std::string& root) {
   return groups;
 }
 
-// `root` + path and all its parents, the innermost first; inside a container only the root may exist.
+// `root` + path and all its parents, the innermost first; inside a container only the root may
+// exist.
 std::vector<std::string> ancestors(const std::string& root, std::string path) {
   std::vector<std::string> out;
   while (path.size() > 1) {

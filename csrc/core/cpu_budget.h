@@ -1,5 +1,5 @@
-// How many threads this process should use: physical processors it may run on, within the container's
-// quota.
+// How many threads this process should use: physical processors it may run on, within the
+// container's quota.
 #pragma once
 
 #include <string>

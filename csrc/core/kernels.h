@@ -1,12 +1,12 @@
-// The contract between the engine and a backend: one plain struct of arguments per kernel, one table
-// of functions per backend. The maths and shapes stand here; layouts and splits of work stand with
-// each kernel.
+// The contract between the engine and a backend: one plain struct of arguments per kernel, one
+// table of functions per backend. The maths and shapes stand here; layouts and splits of work stand
+// with each kernel.
 //
 // Letters: R rows (new tokens of all sequences together), C width, H heads, D head size, I inner
 // width, V vocabulary, K inputs and N outputs of a product, S positions a row attends to.
 //
-// Operand: rows that a product consumes, float (fp32) or bfloat16 (bf16), with a row stride that is a
-// multiple of 16 elements and zeros behind the last one. Float rows have the same kind of stride.
+// Operand: rows that a product consumes, float (fp32) or bfloat16 (bf16), with a row stride that is
+// a multiple of 16 elements and zeros behind the last one. Float rows have the same kind of stride.
 // Products are summed in blocks of kBlockElements along K, each block in order of k, the block sums
 // in order: a value depends on nothing but its own row and column.
 #pragma once
@@ -24,8 +24,8 @@ namespace gpt2f {
 struct PackedLinear {
   uint32_t* words = nullptr;
   float* bias = nullptr;  // (round_up(N, 16)), zeros behind N
-  int64_t inputs = 0;     // K
-  int64_t outputs = 0;    // N
+  int64_t inputs = 0;  // K
+  int64_t outputs = 0;  // N
 
   int64_t panels() const { return (outputs + kLanes - 1) / kLanes; }
   int64_t word_count(Precision p) const { return panels() * kLanes * words_per_output(p); }
@@ -34,8 +34,8 @@ struct PackedLinear {
 
 struct LayernormParameters {
   const float* weight;  // (C)
-  const float* bias;    // (C)
-  float eps;            // added to the variance
+  const float* bias;  // (C)
+  float eps;  // added to the variance
 };
 
 // New tokens of one sequence: rows [row, row + rows) are its positions start, start + 1, ...
@@ -49,11 +49,11 @@ struct Sequence {
 // Where the page of one layer and head lies in a block: K words [step][16 positions], then V words
 // [position or pair of positions][round_up(D, 16)].
 struct CacheLayout {
-  int64_t heads;       // H
-  int64_t head_size;   // D
-  int64_t key_steps;   // operand words of one key
+  int64_t heads;  // H
+  int64_t head_size;  // D
+  int64_t key_steps;  // operand words of one key
   int64_t value_rows;  // 16 positions, or 8 pairs
-  int64_t value_width; // round_up(D, 16)
+  int64_t value_width;  // round_up(D, 16)
 
   CacheLayout(Precision p, int64_t heads_, int64_t head_size_)
       : heads(heads_),
@@ -72,15 +72,15 @@ struct CacheLayout {
 // residual[r] = wte[token[r]] + wpe[position[r]], both as stored (fp32 or bf16).
 struct EmbedArgs {
   Precision precision;
-  const int32_t* tokens;     // (R)
+  const int32_t* tokens;  // (R)
   const int32_t* positions;  // (R)
-  const void* rows_table;    // wte row by row (V, stride), or null: then it is the packed head
+  const void* rows_table;  // wte row by row (V, stride), or null: then it is the packed head
   PackedLinear packed_table;
-  const void* wpe;           // (n_ctx, stride)
-  int64_t stride;            // round_up(C, 16)
-  float* residual;           // (R, stride)
+  const void* wpe;  // (n_ctx, stride)
+  int64_t stride;  // round_up(C, 16)
+  float* residual;  // (R, stride)
   int64_t rows;
-  int64_t width;             // C
+  int64_t width;  // C
 };
 
 // [q k v] = layernorm(residual) W + b; q is kept, k and v are appended to the pages.
@@ -89,15 +89,15 @@ struct LnQkvArgs {
   const float* residual;  // (R, stride)
   int64_t stride;
   LayernormParameters norm;
-  PackedLinear linear;    // C -> 3 C
-  void* normed;           // operand (kMaxRows, stride), scratch
-  uint32_t* query;        // words (R, H, key_steps)
+  PackedLinear linear;  // C -> 3 C
+  void* normed;  // operand (kMaxRows, stride), scratch
+  uint32_t* query;  // words (R, H, key_steps)
   int64_t rows;
-  const int32_t* positions;        // (R)
-  uint32_t* const* blocks;         // (R) the block that holds each row's position
+  const int32_t* positions;  // (R)
+  uint32_t* const* blocks;  // (R) the block that holds each row's position
   CacheLayout cache;
   int64_t layer;
-  float* scratch;         // per lane scratch_floats(context)
+  float* scratch;  // per lane scratch_floats(context)
   int64_t context;
 };
 
@@ -105,24 +105,24 @@ struct LnQkvArgs {
 struct AttentionArgs {
   Precision precision;
   const uint32_t* query;  // words (R, H, key_steps)
-  void* out;              // operand (R, stride)
-  int64_t stride;         // round_up(C, 16)
+  void* out;  // operand (R, stride)
+  int64_t stride;  // round_up(C, 16)
   const Sequence* sequences;
   int64_t sequence_count;
   CacheLayout cache;
   int64_t layer;
   float scale;
   float* scratch;
-  int64_t context;        // n_ctx: sizes the lane's part of scratch
+  int64_t context;  // n_ctx: sizes the lane's part of scratch
 };
 
 // residual[r] += x[r] W + b.
 struct LinearResidualArgs {
   Precision precision;
-  const void* x;        // operand (R, x_stride)
+  const void* x;  // operand (R, x_stride)
   int64_t x_stride;
   PackedLinear linear;  // K -> C
-  float* residual;      // (R, stride)
+  float* residual;  // (R, stride)
   int64_t stride;
   int64_t rows;
   float* scratch;
@@ -135,9 +135,9 @@ struct LnFcGeluArgs {
   const float* residual;  // (R, stride)
   int64_t stride;
   LayernormParameters norm;
-  PackedLinear linear;    // C -> I
-  void* normed;           // operand (kMaxRows, stride), scratch
-  void* out;              // operand (R, out_stride)
+  PackedLinear linear;  // C -> I
+  void* normed;  // operand (kMaxRows, stride), scratch
+  void* out;  // operand (R, out_stride)
   int64_t out_stride;
   int64_t rows;
   float* scratch;
@@ -149,11 +149,11 @@ struct LnHeadArgs {
   Precision precision;
   const float* residual;  // (R, stride)
   int64_t stride;
-  const int32_t* asked;   // (rows) row numbers
+  const int32_t* asked;  // (rows) row numbers
   LayernormParameters norm;
-  PackedLinear linear;    // C -> V; its bias is zero
-  void* normed;           // operand (kMaxRows, stride), scratch
-  float* logits;          // (rows, logit_stride)
+  PackedLinear linear;  // C -> V; its bias is zero
+  void* normed;  // operand (kMaxRows, stride), scratch
+  float* logits;  // (rows, logit_stride)
   int64_t logit_stride;
   int64_t rows;
   float* scratch;
@@ -165,16 +165,17 @@ struct SampleParameters {
   float temperature = 1.0f;  // 0: argmax
   float top_p = 1.0f;
   float min_p = 0.0f;
-  int32_t top_k = 0;         // 0: off
-  bool openai_top_p = false; // drop the token that crosses top_p
+  int32_t top_k = 0;  // 0: off
+  bool openai_top_p = false;  // drop the token that crosses top_p
   uint64_t seed = 0;
-  uint32_t sample = 0;       // number of this sample among n
-  int64_t position = 0;      // of the token being drawn
-  int32_t target = -1;       // >= 0: draw nothing, give this token's log-probability
-  int64_t drawable = 0;      // ids below this may be drawn; 0: all (vocabularies can be padded)
+  uint32_t sample = 0;  // number of this sample among n
+  int64_t position = 0;  // of the token being drawn
+  int32_t target = -1;  // >= 0: draw nothing, give this token's log-probability
+  int64_t drawable = 0;  // ids below this may be drawn; 0: all (vocabularies can be padded)
 };
 
-// token[r] and its log-probability under the model (T = 1, unfiltered); -1 and NaN if a logit is NaN.
+// token[r] and its log-probability under the model (T = 1, unfiltered); -1 and NaN if a logit is
+// NaN.
 struct SampleArgs {
   const float* logits;  // (rows, stride)
   int64_t stride;
@@ -183,7 +184,7 @@ struct SampleArgs {
   const SampleParameters* parameters;  // (rows)
   int32_t* tokens;
   float* logprobs;
-  float* scratch;       // per lane: 2 round_up(V, 16) floats
+  float* scratch;  // per lane: 2 round_up(V, 16) floats
 };
 
 // Copies a matrix into its packed form. Source element (k, n) is at k * k_stride + n * n_stride.
@@ -200,13 +201,13 @@ struct PackArgs {
 // The kernels as single operations on plain tensors of `type` (F32 or BF16), for gpt2_fast/ops.py.
 struct LayernormArgs {
   DType type;
-  void* x;            // (rows, C); with delta it becomes x + delta
+  void* x;  // (rows, C); with delta it becomes x + delta
   const void* delta;  // (rows, C) or null
   LayernormParameters norm;
   void* out;
   int64_t rows;
   int64_t width;
-  float* scratch;     // per lane round_up(C, 16) floats
+  float* scratch;  // per lane round_up(C, 16) floats
 };
 
 struct GeluArgs {
@@ -219,52 +220,53 @@ struct GeluArgs {
 // out = epilogue(x W^T + bias); W is (N, K). The residual is added last.
 struct LinearArgs {
   DType type;
-  const void* x;         // (rows, K)
-  const void* weight;    // (N, K)
-  const float* bias;     // (N) or null
+  const void* x;  // (rows, K)
+  const void* weight;  // (N, K)
+  const float* bias;  // (N) or null
   const void* residual;  // (rows, N) or null
   bool gelu;
-  void* out;             // (rows, N)
+  void* out;  // (rows, N)
   int64_t rows;
   int64_t inputs;
   int64_t outputs;
-  void* operand;         // scratch (rows, round_up(K, 16)) elements
-  uint32_t* packed;      // scratch, round_up(N, 16) outputs
-  float* padded_bias;    // scratch (round_up(N, 16))
+  void* operand;  // scratch (rows, round_up(K, 16)) elements
+  uint32_t* packed;  // scratch, round_up(N, 16) outputs
+  float* padded_bias;  // scratch (round_up(N, 16))
   float* scratch;
 };
 
 // Query t of sequence b attends keys 0 ... lengths[b] - T + t.
 struct DenseAttentionArgs {
   DType type;
-  const void* query;       // (B, H, T, D)
-  const void* key;         // (B, H, S, D)
-  const void* value;       // (B, H, S, D)
+  const void* query;  // (B, H, T, D)
+  const void* key;  // (B, H, S, D)
+  const void* value;  // (B, H, S, D)
   const int32_t* lengths;  // (B), or null: all S
-  void* out;               // (B, H, T, D)
+  void* out;  // (B, H, T, D)
   int64_t batch, heads, queries, keys, head_size;
   float scale;
-  uint32_t* pages;         // scratch per lane: pages, then queries, then the page table
-  int64_t pages_words;     // per lane
+  uint32_t* pages;  // scratch per lane: pages, then queries, then the page table
+  int64_t pages_words;  // per lane
   float* scratch;
 };
 
 struct OpEmbedArgs {
   DType type;
-  const int64_t* tokens;     // (R)
+  const int64_t* tokens;  // (R)
   const int64_t* positions;  // (R)
-  const void* wte;           // (V, C)
-  const void* wpe;           // (n_ctx, C)
-  void* out;                 // (R, C)
+  const void* wte;  // (V, C)
+  const void* wpe;  // (n_ctx, C)
+  void* out;  // (R, C)
   int64_t rows;
   int64_t width;
 };
 
-constexpr int64_t kRowBlock = 256;   // rows a product takes at a time
-constexpr int64_t kQueryTile = 6;    // queries attention takes at a time
-constexpr int64_t kChunk = 64;       // keys whose weighted values are summed before they join the rest
+constexpr int64_t kRowBlock = 256;  // rows a product takes at a time
+constexpr int64_t kQueryTile = 6;  // queries attention takes at a time
+constexpr int64_t kChunk = 64;  // keys whose weighted values are summed before they join the rest
 
-// Floats of scratch each lane needs: block sums of a product, or scores and weights of a query tile.
+// Floats of scratch each lane needs: block sums of a product, or scores and weights of a query
+// tile.
 constexpr int64_t scratch_floats(int64_t context) {
   const int64_t sums = kRowBlock * kLanes * kGroupPanels;
   const int64_t scores = kQueryTile * round_up(context, kChunk) + kQueryTile * 4096;

@@ -36,7 +36,8 @@ struct Range {
   int64_t end;
 };
 
-// The part of [0, count) that `lane` owns, in multiples of `unit`; parts differ by one unit at most.
+// The part of [0, count) that `lane` owns, in multiples of `unit`; parts differ by one unit at
+// most.
 inline Range share(int64_t count, int64_t unit, const Lane& lane) {
   const int64_t units = (count + unit - 1) / unit;
   const int64_t begin = units * lane.rank / lane.size * unit;

@@ -1,9 +1,11 @@
-// attention: causal softmax(scale q K^T) V over the pages of one head, for up to six queries at a time.
+// attention: causal softmax(scale q K^T) V over the pages of one head, for up to six queries at a
+// time.
 //
 // Layout   core/kernels.h, CacheLayout. Lanes lie along positions for q.k and along D for p.v.
 // Work     one task per head and tile of queries of one sequence.
 // Traffic  K and V of a head once per tile: 4 S D words' bytes; scores stay in the lane's scratch.
-// Numerics q.k in order of d; the exact maximum first, then exp, so nothing is rescaled; weights are
+// Numerics q.k in order of d; the exact maximum first, then exp, so nothing is rescaled; weights
+// are
 //          rounded to the operand type and summed as rounded, in sixteen lanes and one tree; p.v in
 //          order of positions, 64 at a time, the chunks added in order. Decode and prefill agree.
 // Source   Vaswani et al. 2017, arXiv:1706.03762, eq. 1.

@@ -2,7 +2,8 @@
 //
 // Layout   a tied wte exists only as the packed head: output v of panel v / 16, one word per step.
 // Work     rows are split over the lanes.
-// Traffic  at decode C / (elements per word) cache lines of the packed table: 384 for GPT-2 small in
+// Traffic  at decode C / (elements per word) cache lines of the packed table: 384 for GPT-2 small
+// in
 //          bf16, about 5 us. Keeping a second copy of wte would cost 77 MB instead.
 #pragma once
 
@@ -17,8 +18,8 @@ void embed_of(const gpt2f::EmbedArgs& a, const Lane& lane) {
   for (int64_t r = mine.begin; r < mine.end; ++r) {
     const int64_t token = a.tokens[r], panel = token / kLanes, group = panel / kGroup * kGroup;
     const int64_t w_step = (panels - group < kGroup ? panels - group : kGroup) * kLanes;
-    const uint32_t* const column = a.packed_table.words + group * kLanes * steps +
-                                   (panel - group) * kLanes + token % kLanes;
+    const uint32_t* const column =
+        a.packed_table.words + group * kLanes * steps + (panel - group) * kLanes + token % kLanes;
     alignas(64) uint32_t gathered[16];
     for (int64_t c = 0; c < a.width; c += 16) {
       const Element<P>* from;

@@ -20,9 +20,8 @@
 namespace {
 
 constexpr gpt2f::KernelTable make_table(const char* name) {
-  return {name,     embed,  ln_qkv,       attention, linear_residual, ln_fc_gelu,      ln_head,
-          sample,   pack,   op_layernorm, op_gelu,   op_linear,       dense_attention, op_embed,
-          read};
+  return {name, embed,        ln_qkv,  attention, linear_residual, ln_fc_gelu, ln_head, sample,
+          pack, op_layernorm, op_gelu, op_linear, dense_attention, op_embed,   read};
 }
 
 }  // namespace

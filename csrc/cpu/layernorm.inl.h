@@ -3,7 +3,8 @@
 // Work     rows are split over the lanes.
 // Traffic  8 R C bytes (fp32); a row (6.4 KB at C = 1600) is in L1 for passes two and three.
 // Numerics sixteen partial sums joined by one fixed tree; corrected two-pass variance: the second
-//          pass also measures what rounding took from the mean, which matters once |mean| >> spread.
+//          pass also measures what rounding took from the mean, which matters once |mean| >>
+//          spread.
 // Source   Ba et al. 2016, arXiv:1607.06450, eq. 3-4; Chan, Golub, LeVeque 1983 for the correction.
 #pragma once
 
@@ -44,9 +45,9 @@ void layernorm_row(const float* x, const gpt2f::LayernormParameters& norm, Out* 
   }
 }
 
-// Rows `asked` (or all, when null) of the residual as operand rows, and where they are. For a few rows
-// every lane makes its own copy, which is quicker than waiting for each other; `out` holds kMaxRows
-// rows. Otherwise rows are split and the lanes meet.
+// Rows `asked` (or all, when null) of the residual as operand rows, and where they are. For a few
+// rows every lane makes its own copy, which is quicker than waiting for each other; `out` holds
+// kMaxRows rows. Otherwise rows are split and the lanes meet.
 template <Precision P>
 const void* layernorm_rows(const float* residual, int64_t stride, const int32_t* asked,
                            const gpt2f::LayernormParameters& norm, void* out, int64_t rows,

@@ -57,9 +57,7 @@ inline void store16(uint16_t* p, F x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = padded[i];
 }
 
-inline M first_clamped(int64_t n) {
-  return first(n < 0 ? 0 : n > 16 ? 16 : static_cast<int>(n));
-}
+inline M first_clamped(int64_t n) { return first(n < 0 ? 0 : n > 16 ? 16 : static_cast<int>(n)); }
 
 // acc + one operand word of each side.
 template <Precision P>

@@ -146,8 +146,8 @@ inline uint64_t read(const uint32_t* data, int64_t words) {
   return total;
 }
 
-#define GPT2F_BY_TYPE(name, Args)                                  \
-  inline void name(const gpt2f::Args& a, const Lane& lane) {       \
+#define GPT2F_BY_TYPE(name, Args)                                                  \
+  inline void name(const gpt2f::Args& a, const Lane& lane) {                       \
     a.type == DType::kF32 ? name##_of<kFp32>(a, lane) : name##_of<kBf16>(a, lane); \
   }
 GPT2F_BY_TYPE(op_layernorm, LayernormArgs)

@@ -27,12 +27,12 @@ template <Precision P, int R, int N>
   }
 }
 
-struct Block {       // one block of K of one group of panels
+struct Block {  // one block of K of one group of panels
   const uint32_t* w;  // first word of the block
   int64_t w_step;
   int64_t steps;
   bool first, last;
-  float* sums;        // [row][64] of this group
+  float* sums;  // [row][64] of this group
 };
 
 constexpr int64_t kSumStride = kLanes * gpt2f::kGroupPanels;
@@ -105,8 +105,8 @@ void product_range(const gpt2f::PackedLinear& linear, int64_t begin, int64_t end
       const uint32_t* const words = linear.words + group * kLanes * steps;
       for (int64_t s0 = 0; s0 < steps; s0 += block) {
         const int64_t count = steps - s0 < block ? steps - s0 : block;
-        const Block b{words + s0 * width * kLanes, width * kLanes,   count,
-                      s0 == 0,                     s0 + count == steps, sums};
+        const Block b{
+            words + s0 * width * kLanes, width * kLanes, count, s0 == 0, s0 + count == steps, sums};
         int64_t tiles = (row_end - row0 + kTileRows - 1) / kTileRows;
         for (int64_t row = row0; row < row_end; --tiles) {
           const int take = static_cast<int>((row_end - row + tiles - 1) / tiles);

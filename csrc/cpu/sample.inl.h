@@ -1,9 +1,10 @@
 // sample: one token from a row of logits, and its log-probability.
 //
 // Work     rows are split over the lanes.
-// Traffic  the row of logits (201 KB for 50,257 tokens) twice for the greedy token; about 30 times from
-//          L2 for the thresholds of top_k and top_p, which are found by bisection over the bits of a
-//          float: 31 rounds, no sort, nothing to allocate.
+// Traffic  the row of logits (201 KB for 50,257 tokens) twice for the greedy token; about 30 times
+// from
+//          L2 for the thresholds of top_k and top_p, which are found by bisection over the bits of
+//          a float: 31 rounds, no sort, nothing to allocate.
 // Numerics the drawn token is argmax(logit / T + Gumbel noise); noise depends on seed, sample,
 //          position and token only, so batching and order cannot change it.
 // Source   Gumbel-max: Maddison et al. 2014, arXiv:1411.0030; Philox4x32-10: Salmon et al. 2011,
@@ -87,7 +88,8 @@ struct Best {
   }
 };
 
-// Distances d = (max - logit) / T >= 0 and weights exp(-d) of one row, padded with infinity and zero.
+// Distances d = (max - logit) / T >= 0 and weights exp(-d) of one row, padded with infinity and
+// zero.
 struct Spread {
   float* distance;
   float* weight;
@@ -139,12 +141,13 @@ inline float top_p_limit(const Spread& s, const gpt2f::SampleParameters& p, floa
   }
   // The nearest tokens that no longer fit; of equals, one that fits keeps all.
   const float crossing = smallest([&](float d) { return s.mass(d) > wanted; });
-  if (!(crossing < __builtin_inff()) || crossing == 0.0f) return crossing < limit ? crossing : limit;
+  if (!(crossing < __builtin_inff()) || crossing == 0.0f)
+    return crossing < limit ? crossing : limit;
   uint32_t word;
   __builtin_memcpy(&word, &crossing, sizeof word);
   const float above = float_of(word - 1);
-  const float one = (s.mass(crossing) - s.mass(above)) /
-                    static_cast<float>(s.count(crossing) - s.count(above));
+  const float one =
+      (s.mass(crossing) - s.mass(above)) / static_cast<float>(s.count(crossing) - s.count(above));
   return s.mass(above) + one <= wanted ? crossing : above;
 }
 

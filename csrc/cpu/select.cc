@@ -49,7 +49,8 @@ std::vector<uint16_t> probe(const KernelTable& table) {
 
 bool runs_avx512_bf16() {
   return runs_avx512() && __builtin_cpu_supports("avx512bf16") &&
-         __builtin_cpu_supports("avx512vnni") && probe(*table_avx512_bf16()) == probe(*table_avx512());
+         __builtin_cpu_supports("avx512vnni") &&
+         probe(*table_avx512_bf16()) == probe(*table_avx512());
 }
 #endif
 
@@ -94,8 +95,8 @@ const KernelTable* find_table(const std::string& name) {
     if (!choices.empty()) choices += ", ";
     choices += table->name;
   }
-  throw Error(ErrorKind::kDevice, cat("isa: '", name, "' is not available here; this machine runs ",
-                                      choices));
+  throw Error(ErrorKind::kDevice,
+              cat("isa: '", name, "' is not available here; this machine runs ", choices));
 }
 
 }  // namespace gpt2f

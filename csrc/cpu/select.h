@@ -10,8 +10,8 @@ namespace gpt2f {
 
 std::vector<std::string> compiled_isas();
 
-// Tables this machine runs, worst first. avx512_bf16 is among them only if its dot product gives the
-// bits that every other instruction set computes, which is tried once.
+// Tables this machine runs, worst first. avx512_bf16 is among them only if its dot product gives
+// the bits that every other instruction set computes, which is tried once.
 const std::vector<const KernelTable*>& runnable_tables();
 
 // The table called `name`, or the best one when `name` is empty. Throws Error (kDevice) naming the

@@ -1,5 +1,5 @@
-// Sixteen lanes in one AVX-512 register. The operations, and only these, are what kernels use; every
-// simd_*.h has the same ones with the same results, bit for bit.
+// Sixteen lanes in one AVX-512 register. The operations, and only these, are what kernels use;
+// every simd_*.h has the same ones with the same results, bit for bit.
 #pragma once
 
 #include <immintrin.h>
@@ -42,9 +42,13 @@ inline U uand(U a, U b) { return _mm512_and_si512(a, b); }
 inline U uor(U a, U b) { return _mm512_or_si512(a, b); }
 inline U uxor(U a, U b) { return _mm512_xor_si512(a, b); }
 template <int kBits>
-inline U ushl(U a) { return _mm512_slli_epi32(a, kBits); }
+inline U ushl(U a) {
+  return _mm512_slli_epi32(a, kBits);
+}
 template <int kBits>
-inline U ushr(U a) { return _mm512_srli_epi32(a, kBits); }
+inline U ushr(U a) {
+  return _mm512_srli_epi32(a, kBits);
+}
 inline U umul(U a, U b) { return _mm512_mullo_epi32(a, b); }
 inline U umulhi(U a, U b) {  // upper half of the 64-bit product
   const U even = _mm512_srli_epi64(_mm512_mul_epu32(a, b), 32);
@@ -75,8 +79,8 @@ inline void bf16_store_words(uint16_t* p, U upper) {  // upper halves of the wor
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(upper, 16)));
 }
 
-// acc + the product of two pairs of bfloat16: fma of the odd pair first, then of the even pair, each
-// rounded to float, denormals flushed.
+// acc + the product of two pairs of bfloat16: fma of the odd pair first, then of the even pair,
+// each rounded to float, denormals flushed.
 inline F dot_pair(F acc, U a, U b) {
 #if defined(__AVX512BF16__)
   return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b);

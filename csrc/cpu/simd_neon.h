@@ -78,9 +78,13 @@ inline U uand(U a, U b) { GPT2F_EACH(U, vandq_u32(a.v[i], b.v[i])); }
 inline U uor(U a, U b) { GPT2F_EACH(U, vorrq_u32(a.v[i], b.v[i])); }
 inline U uxor(U a, U b) { GPT2F_EACH(U, veorq_u32(a.v[i], b.v[i])); }
 template <int kBits>
-inline U ushl(U a) { GPT2F_EACH(U, vshlq_n_u32(a.v[i], kBits)); }
+inline U ushl(U a) {
+  GPT2F_EACH(U, vshlq_n_u32(a.v[i], kBits));
+}
 template <int kBits>
-inline U ushr(U a) { GPT2F_EACH(U, vshrq_n_u32(a.v[i], kBits)); }
+inline U ushr(U a) {
+  GPT2F_EACH(U, vshrq_n_u32(a.v[i], kBits));
+}
 inline U umul(U a, U b) { GPT2F_EACH(U, vmulq_u32(a.v[i], b.v[i])); }
 inline uint32x4_t umulhi4(uint32x4_t a, uint32x4_t b) {
   const uint64x2_t low = vmull_u32(vget_low_u32(a), vget_low_u32(b));
@@ -126,8 +130,7 @@ inline void lanes(F a, float out[16]) { fstore(out, a); }
 
 // The tree of the other instruction sets: lane i + lane i+8, then +4, +2, +1.
 inline float fsum(F a) {
-  const float32x4_t x4 =
-      vaddq_f32(vaddq_f32(a.v[0], a.v[2]), vaddq_f32(a.v[1], a.v[3]));
+  const float32x4_t x4 = vaddq_f32(vaddq_f32(a.v[0], a.v[2]), vaddq_f32(a.v[1], a.v[3]));
   const float32x2_t x2 = vadd_f32(vget_low_f32(x4), vget_high_f32(x4));
   return vget_lane_f32(x2, 0) + vget_lane_f32(x2, 1);
 }

@@ -22,9 +22,9 @@ constexpr int kTileRows = 4;
 constexpr int kTilePanelsOne = 1;
 constexpr int kTilePanels = 1;
 
-#define GPT2F_EACH(type, expression)                   \
-  type out;                                            \
-  for (int i = 0; i < 16; ++i) out.v[i] = expression;  \
+#define GPT2F_EACH(type, expression)                  \
+  type out;                                           \
+  for (int i = 0; i < 16; ++i) out.v[i] = expression; \
   return out
 
 inline M first(int n) { GPT2F_EACH(M, i < n ? ~0u : 0u); }
@@ -53,9 +53,13 @@ inline U uand(U a, U b) { GPT2F_EACH(U, a.v[i] & b.v[i]); }
 inline U uor(U a, U b) { GPT2F_EACH(U, a.v[i] | b.v[i]); }
 inline U uxor(U a, U b) { GPT2F_EACH(U, a.v[i] ^ b.v[i]); }
 template <int kBits>
-inline U ushl(U a) { GPT2F_EACH(U, a.v[i] << kBits); }
+inline U ushl(U a) {
+  GPT2F_EACH(U, a.v[i] << kBits);
+}
 template <int kBits>
-inline U ushr(U a) { GPT2F_EACH(U, a.v[i] >> kBits); }
+inline U ushr(U a) {
+  GPT2F_EACH(U, a.v[i] >> kBits);
+}
 inline U umul(U a, U b) { GPT2F_EACH(U, a.v[i] * b.v[i]); }
 inline U umulhi(U a, U b) { GPT2F_EACH(U, uint32_t((uint64_t{a.v[i]} * b.v[i]) >> 32)); }
 inline U uiota() { GPT2F_EACH(U, uint32_t(i)); }

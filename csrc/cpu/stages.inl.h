@@ -73,15 +73,14 @@ void keep_elements(const gpt2f::LnQkvArgs& a, int64_t row, int64_t column, F val
     }
     const CacheSlot at_slot = cache_slot(a, row, head);
     if (part == 1) {
-      Element<P>* const key =
-          at<P>(at_slot.page + d / per_word * 16 + at_slot.slot, d % per_word);
+      Element<P>* const key = at<P>(at_slot.page + d / per_word * 16 + at_slot.slot, d % per_word);
       *key = elements[i];
       if (d + 1 == size && size % per_word != 0) key[1] = 0;
       continue;
     }
     uint32_t* const values = at_slot.page + cache.key_words() + d;
-    Element<P>* const to = at<P>(values + at_slot.slot / per_word * cache.value_width,
-                                 at_slot.slot % per_word);
+    Element<P>* const to =
+        at<P>(values + at_slot.slot / per_word * cache.value_width, at_slot.slot % per_word);
     *to = elements[i];
     if (per_word == 2 && at_slot.slot % 2 == 0) to[1] = 0;
   }
@@ -118,8 +117,8 @@ template <Precision P>
 void ln_fc_gelu_of(const gpt2f::LnFcGeluArgs& a, const Lane& lane) {
   const void* const x = layernorm_rows<P>(a.residual, a.stride, nullptr, a.norm, a.normed, a.rows,
                                           a.linear.inputs, lane);
-  product<P>(a.linear, x, a.stride, a.rows, a.scratch, gpt2f::scratch_floats(a.context),
-             lane, [&](int64_t row, int64_t column, F sum) {
+  product<P>(a.linear, x, a.stride, a.rows, a.scratch, gpt2f::scratch_floats(a.context), lane,
+             [&](int64_t row, int64_t column, F sum) {
                store16(at<P>(a.out, row * a.out_stride + column),
                        fgelu(biased(a.linear, column, sum)));
              });
@@ -129,8 +128,8 @@ template <Precision P>
 void ln_head_of(const gpt2f::LnHeadArgs& a, const Lane& lane) {
   const void* const x = layernorm_rows<P>(a.residual, a.stride, a.asked, a.norm, a.normed, a.rows,
                                           a.linear.inputs, lane);
-  product<P>(a.linear, x, a.stride, a.rows, a.scratch, gpt2f::scratch_floats(a.context),
-             lane, [&](int64_t row, int64_t column, F sum) {
+  product<P>(a.linear, x, a.stride, a.rows, a.scratch, gpt2f::scratch_floats(a.context), lane,
+             [&](int64_t row, int64_t column, F sum) {
                fstore(a.logits + row * a.logit_stride + column, sum);
              });
 }

@@ -1,7 +1,8 @@
-// exp, log and GELU on sixteen lanes: the same operations in the same order on every instruction set.
+// exp, log and GELU on sixteen lanes: the same operations in the same order on every instruction
+// set.
 //
-// Source   range reductions and polynomials: S. Moshier, Cephes Mathematical Library, expf.c, logf.c.
-// Numerics measured worst errors are in docs/numerics.md and checked by tests/ops.
+// Source   range reductions and polynomials: S. Moshier, Cephes Mathematical Library, expf.c,
+// logf.c. Numerics measured worst errors are in docs/numerics.md and checked by tests/ops.
 #pragma once
 
 namespace {
@@ -59,8 +60,8 @@ inline F flog(F x) {
   return log_reduced(m, e);
 }
 
-// x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3): the tanh form of Hendrycks & Gimpel 2016
-// (arXiv:1606.08415) without its cancellation for negative x.
+// x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3): the tanh form of Hendrycks & Gimpel
+// 2016 (arXiv:1606.08415) without its cancellation for negative x.
 inline F fgelu(F x) {
   const F slope = ffma(fmul(x, x), fset(-0.0713548162726009f), fset(-1.5957691216057308f));
   return fdiv(x, fadd(fset(1.0f), fexp(fmul(x, slope))));

@@ -99,8 +99,8 @@ void Engine::check_items(std::span<StepItem> items) {
     for (const Wish& wish : item.wishes) {
       check(wish.row >= 0 && wish.row < count, ErrorKind::kParameter, "wish: row ", wish.row,
             " of ", count);
-      check(wish.parameters.target < shape_.vocab, ErrorKind::kParameter, "target: ",
-            wish.parameters.target, " is outside 0..", shape_.vocab - 1);
+      check(wish.parameters.target < shape_.vocab, ErrorKind::kParameter,
+            "target: ", wish.parameters.target, " is outside 0..", shape_.vocab - 1);
     }
     rows += count;
   }
@@ -148,31 +148,31 @@ void Engine::attend_layer(int64_t i, const Lane& lane) {
                     count, layout_, i, shape_.attention_scale(i), scratch_.lanes, shape_.context},
                    lane);
   lane.sync();
-  table_.linear_residual({precision_, scratch_.attended, scratch_.stride, layer.attention_out,
-                          scratch_.residual, scratch_.stride, batch_.rows, scratch_.lanes,
-                          shape_.context},
-                         lane);
+  table_.linear_residual(
+      {precision_, scratch_.attended, scratch_.stride, layer.attention_out, scratch_.residual,
+       scratch_.stride, batch_.rows, scratch_.lanes, shape_.context},
+      lane);
   lane.sync();
 }
 
 void Engine::forward(const Lane& lane) {
-  table_.embed({precision_, scratch_.tokens, scratch_.positions, weights_.embedding_rows(),
-                weights_.head(), weights_.positions(), scratch_.stride, scratch_.residual,
-                batch_.rows, shape_.width},
-               lane);
+  table_.embed(
+      {precision_, scratch_.tokens, scratch_.positions, weights_.embedding_rows(), weights_.head(),
+       weights_.positions(), scratch_.stride, scratch_.residual, batch_.rows, shape_.width},
+      lane);
   lane.sync();
   for (int64_t i = 0; i < shape_.layers; ++i) {
     attend_layer(i, lane);
     const Layer& layer = weights_.layer(i);
-    table_.ln_fc_gelu({precision_, scratch_.residual, scratch_.stride, layer.ln_2, layer.fc,
-                       scratch_.normed, scratch_.inner, scratch_.inner_stride, batch_.rows,
-                       scratch_.lanes, shape_.context},
-                      lane);
+    table_.ln_fc_gelu(
+        {precision_, scratch_.residual, scratch_.stride, layer.ln_2, layer.fc, scratch_.normed,
+         scratch_.inner, scratch_.inner_stride, batch_.rows, scratch_.lanes, shape_.context},
+        lane);
     lane.sync();
-    table_.linear_residual({precision_, scratch_.inner, scratch_.inner_stride, layer.mlp_out,
-                            scratch_.residual, scratch_.stride, batch_.rows, scratch_.lanes,
-                            shape_.context},
-                           lane);
+    table_.linear_residual(
+        {precision_, scratch_.inner, scratch_.inner_stride, layer.mlp_out, scratch_.residual,
+         scratch_.stride, batch_.rows, scratch_.lanes, shape_.context},
+        lane);
     lane.sync();
   }
   answer(lane);

@@ -18,11 +18,11 @@ namespace gpt2f {
 
 // What is wanted of one row of a step.
 struct Wish {
-  int64_t row;                  // among the rows of its item
-  float* logits = nullptr;      // (V), or
+  int64_t row;  // among the rows of its item
+  float* logits = nullptr;  // (V), or
   SampleParameters parameters;  // a token and its log-probability
-  int32_t token = -1;           // out
-  float logprob = 0.0f;         // out
+  int32_t token = -1;  // out
+  float logprob = 0.0f;  // out
 };
 
 // New tokens of one sequence, and what is wanted of them.
@@ -40,14 +40,14 @@ class Engine {
   void load(const std::string& name, const StoredTensor& tensor);
   std::vector<std::string> missing() const { return weights_.missing(); }
 
-  int64_t open();                // an empty sequence; throws Error (kCapacity) at max_sequences
+  int64_t open();  // an empty sequence; throws Error (kCapacity) at max_sequences
   int64_t fork(int64_t sequence);  // another with the same past, sharing its blocks
   void close(int64_t sequence);
   int64_t length(int64_t sequence);
 
   // Runs all items' tokens through the model in one pass and appends them to their sequences. At
-  // most kMaxRows tokens together; a sequence appears once. Throws Error and changes no sequence when
-  // an item is wrong or the cache is full.
+  // most kMaxRows tokens together; a sequence appears once. Throws Error and changes no sequence
+  // when an item is wrong or the cache is full.
   void step(std::span<StepItem> items);
 
   const Shape& shape() const { return shape_; }

@@ -26,8 +26,8 @@ void Shape::validate() const {
   in("n_ctx", context, 1 << 20);
   in("vocab_size", vocab, 1 << 24);
   in("n_inner", inner, 1 << 20);
-  check(width % heads == 0, ErrorKind::kParameter, "n_embd must be divisible by n_head, got n_embd ",
-        width, ", n_head ", heads);
+  check(width % heads == 0, ErrorKind::kParameter,
+        "n_embd must be divisible by n_head, got n_embd ", width, ", n_head ", heads);
   check(eps > 0.0f && eps < 1.0f, ErrorKind::kParameter,
         "layer_norm_epsilon must be in (0, 1), got ", eps);
 }

@@ -23,9 +23,9 @@ struct Shape {
 // Bytes of each part, fixed before anything is allocated.
 struct Plan {
   int64_t weights;        // packed matrices, norms, biases, embeddings
-  int64_t cache;          // KV blocks for max_sequences full contexts, committed as they are used
-  int64_t cache_block;    // of which one block of 16 positions
-  int64_t scratch;        // activations, logits and per-thread buffers
+  int64_t cache;  // KV blocks for max_sequences full contexts, committed as they are used
+  int64_t cache_block;  // of which one block of 16 positions
+  int64_t scratch;  // activations, logits and per-thread buffers
   int64_t total() const { return weights + cache + scratch; }
 };
 

@@ -39,9 +39,7 @@ class Weights::Arena {
 
 namespace {
 
-int64_t row_words(Precision p, int64_t width) {
-  return round_up(width, kLanes) / word_elements(p);
-}
+int64_t row_words(Precision p, int64_t width) { return round_up(width, kLanes) / word_elements(p); }
 
 }  // namespace
 
@@ -85,7 +83,8 @@ void Weights::name_targets() {
     targets_[name + ".bias"] = {{to.outputs}, nullptr, false, to.bias, nullptr, false};
   };
   const auto norm = [this, c](const std::string& name, const LayernormParameters& to) {
-    targets_[name + ".weight"] = {{c}, nullptr, false, const_cast<float*>(to.weight), nullptr, false};
+    targets_[name + ".weight"] = {{c},     nullptr, false, const_cast<float*>(to.weight),
+                                  nullptr, false};
     targets_[name + ".bias"] = {{c}, nullptr, false, const_cast<float*>(to.bias), nullptr, false};
   };
   for (size_t i = 0; i < layers_.size(); ++i) {
@@ -111,7 +110,8 @@ void Weights::name_targets() {
 void Weights::load(const std::string& name, const StoredTensor& tensor, const KernelTable& table,
                    ThreadPool& pool) {
   const auto found = targets_.find(name);
-  check(found != targets_.end(), ErrorKind::kParameter, "load: no parameter is called '", name, "'");
+  check(found != targets_.end(), ErrorKind::kParameter, "load: no parameter is called '", name,
+        "'");
   Target& target = found->second;
   check(tensor.shape == target.shape, ErrorKind::kParameter, "load: ", name, " must have shape ",
         shape_text(target.shape), ", got ", shape_text(tensor.shape));

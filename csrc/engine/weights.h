@@ -1,4 +1,5 @@
-// The parameters of a model in the form kernels stream them, in one allocation, in the order of use.
+// The parameters of a model in the form kernels stream them, in one allocation, in the order of
+// use.
 #pragma once
 
 #include <cstddef>
@@ -30,9 +31,9 @@ class Weights {
 
   static int64_t bytes(const Shape& shape, Precision precision);
 
-  // Packs one parameter, named as in Hugging Face checkpoints without `transformer.`; linear weights
-  // are [in, out]. Throws Error: kParameter for an unknown name or wrong shape, kCheckpoint for a NaN
-  // or an infinity.
+  // Packs one parameter, named as in Hugging Face checkpoints without `transformer.`; linear
+  // weights are [in, out]. Throws Error: kParameter for an unknown name or wrong shape, kCheckpoint
+  // for a NaN or an infinity.
   void load(const std::string& name, const StoredTensor& tensor, const KernelTable& table,
             ThreadPool& pool);
   std::vector<std::string> missing() const;

@@ -11,13 +11,20 @@ namespace {
 
 const char* text_of(Kind kind) {
   switch (kind) {
-    case Kind::kF32: return "float32";
-    case Kind::kBF16: return "bfloat16";
-    case Kind::kF16: return "float16";
-    case Kind::kI32: return "int32";
-    case Kind::kI64: return "int64";
-    case Kind::kU16: return "uint16";
-    case Kind::kOther: break;
+    case Kind::kF32:
+      return "float32";
+    case Kind::kBF16:
+      return "bfloat16";
+    case Kind::kF16:
+      return "float16";
+    case Kind::kI32:
+      return "int32";
+    case Kind::kI64:
+      return "int64";
+    case Kind::kU16:
+      return "uint16";
+    case Kind::kOther:
+      break;
   }
   return "another type";
 }

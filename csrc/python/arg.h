@@ -1,5 +1,5 @@
-// One tensor argument of an operation: a Python object read in place, with checks whose messages name
-// operation, argument, wanted and got.
+// One tensor argument of an operation: a Python object read in place, with checks whose messages
+// name operation, argument, wanted and got.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -38,7 +38,9 @@ class Arg {
   int64_t count() const;      // elements
   int64_t rows() const;       // elements / size(-1)
   template <typename T = void>
-  T* data() const { return static_cast<T*>(data_); }
+  T* data() const {
+    return static_cast<T*>(data_);
+  }
 
   template <typename... Parts>
   [[noreturn]] void fail(const Parts&... parts) const {

@@ -83,8 +83,8 @@ SampleParameters draw(float temperature, int32_t top_k, float top_p, float min_p
   return p;
 }
 
-// What step() was asked for one sequence: nothing (None), a Draw for its last token, "last" or "all"
-// for logits, or a list of targets, one per token, -1 for none.
+// What step() was asked for one sequence: nothing (None), a Draw for its last token, "last" or
+// "all" for logits, or a list of targets, one per token, -1 for none.
 struct Request {
   std::vector<int32_t> tokens;
   std::vector<Wish> wishes;
@@ -116,8 +116,8 @@ Request make_request(Engine& engine, int64_t sequence, std::vector<int32_t> toke
     ask_logits(request, want.cast<std::string>() == "all" ? count : 1, engine.shape().vocab);
   } else {
     const auto targets = want.cast<std::vector<int32_t>>();
-    check(targets.size() == request.tokens.size(), ErrorKind::kParameter, "targets: ",
-          targets.size(), " for ", count, " tokens");
+    check(targets.size() == request.tokens.size(), ErrorKind::kParameter,
+          "targets: ", targets.size(), " for ", count, " tokens");
     for (int64_t r = 0; r < count; ++r) {
       Wish wish{r, nullptr, {}};
       wish.parameters.target = targets[static_cast<size_t>(r)];
@@ -163,10 +163,9 @@ void bind_engine(py::module_& m) {
   m.attr("MAX_ROWS") = kMaxRows;
   m.def("plan", plan_of, py::arg("config"), py::arg("precision"), py::arg("threads"),
         py::arg("max_sequences"));
-  py::class_<SampleParameters>(m, "Draw")
-      .def(py::init(&draw), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),
-           py::arg("min_p"), py::arg("openai_top_p"), py::arg("seed"), py::arg("sample"),
-           py::arg("drawable"));
+  py::class_<SampleParameters>(m, "Draw").def(
+      py::init(&draw), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
+      py::arg("openai_top_p"), py::arg("seed"), py::arg("sample"), py::arg("drawable"));
   py::class_<Engine>(m, "Engine")
       .def(py::init(&make_engine), py::arg("config"), py::arg("precision"), py::arg("isa"),
            py::arg("threads"), py::arg("max_sequences"))

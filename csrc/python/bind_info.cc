@@ -70,15 +70,16 @@ double read_bandwidth(int64_t bytes, int threads, int repeats) {
   std::vector<uint64_t> totals(static_cast<size_t>(threads) * 8);
   pool.run([&](const Lane& lane) {
     const Range mine = share(words, 1024, lane);
-    for (int64_t i = mine.begin; i < mine.end; ++i) data[i] = static_cast<uint32_t>(i * 2654435761u);
+    for (int64_t i = mine.begin; i < mine.end; ++i)
+      data[i] = static_cast<uint32_t>(i * 2654435761u);
   });
   double best = 0;
   for (int i = 0; i < repeats; ++i) {
     const auto start = std::chrono::steady_clock::now();
     pool.run([&](const Lane& lane) {
       const Range mine = share(words, 1024, lane);
-      totals[static_cast<size_t>(lane.rank) * 8] += runnable_tables().back()->read(
-          data + mine.begin, mine.end - mine.begin);
+      totals[static_cast<size_t>(lane.rank) * 8] +=
+          runnable_tables().back()->read(data + mine.begin, mine.end - mine.begin);
     });
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
     best = std::max(best, static_cast<double>(words) * 4 / took.count());

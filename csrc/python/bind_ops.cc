@@ -76,8 +76,14 @@ void layernorm(py::handle x_, py::handle weight_, py::handle bias_, float eps, p
   const Arg out(kOp, "out", out_);
   check_norm(x, weight, bias);
   out.writable().same_kind(x).shape(x.sizes());
-  run_layernorm({x.dtype(), x.data(), nullptr, {weight.data<float>(), bias.data<float>(), eps},
-                 out.data(), x.rows(), x.size(-1), nullptr});
+  run_layernorm({x.dtype(),
+                 x.data(),
+                 nullptr,
+                 {weight.data<float>(), bias.data<float>(), eps},
+                 out.data(),
+                 x.rows(),
+                 x.size(-1),
+                 nullptr});
 }
 
 void add_layernorm(py::handle residual_, py::handle delta_, py::handle weight_, py::handle bias_,
@@ -89,9 +95,14 @@ void add_layernorm(py::handle residual_, py::handle delta_, py::handle weight_, 
   residual.writable();
   delta.same_kind(residual).shape(residual.sizes());
   out.writable().same_kind(residual).shape(residual.sizes());
-  run_layernorm({residual.dtype(), residual.data(), delta.data(),
-                 {weight.data<float>(), bias.data<float>(), eps}, out.data(), residual.rows(),
-                 residual.size(-1), nullptr});
+  run_layernorm({residual.dtype(),
+                 residual.data(),
+                 delta.data(),
+                 {weight.data<float>(), bias.data<float>(), eps},
+                 out.data(),
+                 residual.rows(),
+                 residual.size(-1),
+                 nullptr});
 }
 
 void gelu(py::handle x_, py::handle out_) {
@@ -123,9 +134,14 @@ void embed(py::handle tokens_, py::handle positions_, py::handle wte_, py::handl
   out.writable().same_kind(wte).shape({tokens.size(0), wte.size(1)});
   check_ids(tokens, wte.size(0));
   check_ids(positions, wpe.size(0));
-  const OpEmbedArgs args{wte.dtype(), tokens.data<int64_t>(), positions.data<int64_t>(),
-                         wte.data(),  wpe.data(),             out.data(),
-                         tokens.size(0), wte.size(1)};
+  const OpEmbedArgs args{wte.dtype(),
+                         tokens.data<int64_t>(),
+                         positions.data<int64_t>(),
+                         wte.data(),
+                         wpe.data(),
+                         out.data(),
+                         tokens.size(0),
+                         wte.size(1)};
   run([&](Backend& b) { b.pool.run([&](const Lane& lane) { b.table->op_embed(args, lane); }); });
 }
 
@@ -137,12 +153,12 @@ void linear(py::handle x_, py::handle weight_, const py::object& bias_, const py
   const int64_t inputs = x.size(-1);
   weight.same_kind(x).rank(2).shape({weight.size(0), inputs});
   const int64_t outputs = weight.size(0);
-  if (inputs == 0 || outputs == 0) weight.fail("must not be empty, got shape ",
-                                               shape_text(weight.sizes()));
+  if (inputs == 0 || outputs == 0)
+    weight.fail("must not be empty, got shape ", shape_text(weight.sizes()));
   std::vector<int64_t> shape = x.sizes();
   shape.back() = outputs;
   out.writable().same_kind(x).shape(shape);
-  LinearArgs args{x.dtype(), x.data(), weight.data(), nullptr, nullptr, gelu, out.data(),
+  LinearArgs args{x.dtype(), x.data(), weight.data(), nullptr, nullptr, gelu,    out.data(),
                   x.rows(),  inputs,   outputs,       nullptr, nullptr, nullptr, nullptr};
   std::unique_ptr<Arg> bias, residual;
   if (!bias_.is_none()) {
@@ -172,9 +188,8 @@ void run_attention(const DenseAttentionArgs& checked) {
     const CacheLayout layout(p, 1, args.head_size);
     const int64_t pages = (args.keys + kPagePositions - 1) / kPagePositions;
     // Pages, then queries, then the page table.
-    args.pages_words = round_up(pages * (layout.page_words() + 2) +
-                                    round_up(args.queries * layout.key_steps + 16, 16),
-                                16);
+    args.pages_words = round_up(
+        pages * (layout.page_words() + 2) + round_up(args.queries * layout.key_steps + 16, 16), 16);
     Buffer memory, scores;
     args.pages = take<uint32_t>(memory, b.pool.size() * args.pages_words * 4);
     args.scratch = take<float>(scores, b.pool.size() * scratch_floats(args.keys) * 4);
@@ -258,8 +273,13 @@ void sample(py::handle logits_, py::handle temperature_, py::handle top_k_, py::
   run([&](Backend& b) {
     Buffer memory;
     const int64_t vocab = logits.size(1);
-    const SampleArgs args{logits.data<float>(), vocab, rows[0], vocab, parameters.data(),
-                          tokens.data(), logprobs.data<float>(),
+    const SampleArgs args{logits.data<float>(),
+                          vocab,
+                          rows[0],
+                          vocab,
+                          parameters.data(),
+                          tokens.data(),
+                          logprobs.data<float>(),
                           take<float>(memory, b.pool.size() * 2 * round_up(vocab, 16) * 4)};
     b.pool.run([&](const Lane& lane) { b.table->sample(args, lane); });
   });

@@ -10,10 +10,14 @@ namespace {
 
 const char* class_of(ErrorKind kind) {
   switch (kind) {
-    case ErrorKind::kParameter: return "ParameterError";
-    case ErrorKind::kCheckpoint: return "CheckpointError";
-    case ErrorKind::kCapacity: return "CapacityError";
-    case ErrorKind::kDevice: return "DeviceError";
+    case ErrorKind::kParameter:
+      return "ParameterError";
+    case ErrorKind::kCheckpoint:
+      return "CheckpointError";
+    case ErrorKind::kCapacity:
+      return "CapacityError";
+    case ErrorKind::kDevice:
+      return "DeviceError";
   }
   return "Gpt2FastError";
 }
