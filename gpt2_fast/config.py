@@ -74,7 +74,8 @@ class GPT2Config:
                 raise ParameterError(f"{name} must be true or false, got {getattr(self, name)!r}")
         if self.n_embd % self.n_head:
             raise ParameterError(
-                f"n_embd must be divisible by n_head, got n_embd {self.n_embd}, n_head {self.n_head}"
+                f"n_embd must be divisible by n_head, got n_embd {self.n_embd} and "
+                f"n_head {self.n_head}"
             )
         eps: object = self.layer_norm_epsilon
         if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
