@@ -370,12 +370,17 @@ _OPS: tuple[tuple[str, Callable[..., Any], Callable[..., Any]], ...] = (
 
 
 def _refusal(op: str, names: tuple[str, ...]) -> Callable[..., Any]:
-    """What runs where no kernel is: on every device but the CPU."""
+    """What runs where no kernel is: on every device but the CPU, and for sparse tensors."""
 
     def refuse(*args: object) -> None:
-        for name, value in zip(names, args, strict=True):
-            if isinstance(value, Tensor) and value.device.type != "cpu":
-                raise ParameterError(f"{op}: {name} must be on cpu, got {value.device}")
+        tensors = [(n, a) for n, a in zip(names, args, strict=True) if isinstance(a, Tensor)]
+        for name, tensor in tensors:
+            if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+                layout = str(tensor.layout).removeprefix("torch.")
+                raise ParameterError(
+                    f"{op}: {name} must be strided on cpu, got {layout} on {tensor.device}"
+                )
+        raise ParameterError(f"{op}: {tensors[0][0]} must be a plain tensor on cpu")
 
     return refuse
 

@@ -161,8 +161,8 @@ def attention_decode(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scale: fl
             raise ParameterError(
                 f"attention_decode: lengths must be in 1..{k.shape[-2]}, got {length} at {b}"
             )
-        query, keys, values = q[b : b + 1, :, None], k[b : b + 1, :, :length], v[b : b + 1]
-        values = values[:, :, :length]
+        query = q[b : b + 1, :, None]
+        keys, values = (cache[b : b + 1, :, :length] for cache in (k, v))
         out[b] = F.scaled_dot_product_attention(query, keys, values, scale=scale)[0, :, 0]
     return out
 

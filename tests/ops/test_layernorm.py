@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gpt2_fast import ops
+from gpt2_fast.errors import ParameterError
 
 from .support import (
     GPT2_WIDTHS,
@@ -120,6 +121,15 @@ def test_refuses(changes: dict[str, Any], message: str) -> None:
     assert_refused(
         "layernorm", {"x": normal(3, 48), "weight": weight, "bias": bias}, changes, message
     )
+
+
+def test_refuses_what_has_no_kernel() -> None:
+    weight, bias = parameters(48)
+
+    with pytest.raises(
+        ParameterError, match=r"^layernorm: x must be strided on cpu, got sparse_coo"
+    ):
+        ops.layernorm(normal(3, 48).to_sparse(), weight, bias)
 
 
 @each_dtype
