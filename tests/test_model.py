@@ -9,6 +9,7 @@ import sys
 import threading
 import weakref
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -44,6 +45,9 @@ from tests.model_support import (
     transformers_model,
     write_folder,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -194,6 +198,16 @@ def test_logits_of_a_whole_model(size: str) -> None:
     assert_as_accurate_as_torch(ours, theirs, layer_by_layer(source, ids, torch.float64))
 
 
+@pytest.fixture
+def _one_torch_thread() -> Iterator[None]:
+    """Many small products: a second thread costs more than it gives on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("_one_torch_thread")
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_greedy_tokens_are_those_of_transformers(precision: str) -> None:
     """Over 256 tokens, wherever the margin in float64 exceeds what rounding can move."""
