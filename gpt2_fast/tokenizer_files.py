@@ -19,7 +19,6 @@ import json
 import os
 import stat
 import sys
-import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
@@ -363,6 +362,8 @@ def _read_bytes(path: Path, label: str) -> bytes:
 
 def _replace(path: Path, text: str) -> None:
     """Writes `text` to `path` through a temporary file in the same folder."""
+    import tempfile
+
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     temporary = Path(name)
     try:
