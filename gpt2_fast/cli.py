@@ -249,6 +249,8 @@ def _stream(model: GPT2, prompt: str, sampling: dict[str, Any]) -> None:
     for piece in pieces:
         terminal.write(shown(piece))
     terminal.line()
+    if pieces.result.finish_reason == "numerical_error":
+        raise Gpt2FastError("the model's logits were not finite")
 
 
 def _whole(model: GPT2, prompt: str, sampling: dict[str, Any], as_json: bool) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -118,7 +118,7 @@ class Batch:
         done = [sample.result() for sample in self._samples]
         return [done[i : i + n] for i in range(0, len(done), n)]
 
-    def run(self) -> Iterator[tuple[int, int, str]]:
+    def run(self) -> Generator[tuple[int, int, str], None, None]:
         """Run to the end, yielding (prompt, sample, text) whenever a text grows.
 
         Closing the iterator, or an exception in it, stops the work and frees the cache.
@@ -238,3 +238,38 @@ class Batch:
         if len(sample.tokens) + len(sample.drawn) > self._n_ctx:
             return "context"
         return None
+
+
+class TextStream(Iterator[str]):
+    """The text of one prompt, in pieces, as soon as no stop text can take them back.
+
+    Leaving it unfinished is fine: `close`, or losing the last reference, stops the work.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+        self._pieces = batch.run()
+        self._ended = False
+
+    def __next__(self) -> str:
+        """The next piece."""
+        try:
+            return next(self._pieces)[2]
+        except StopIteration:
+            self._ended = True
+            raise
+
+    def close(self) -> None:
+        """Stop the work and free the cache. Closing twice is harmless."""
+        self._pieces.close()
+
+    @property
+    def result(self) -> Generation:
+        """The whole text with its tokens, probabilities and reason to end.
+
+        Raises:
+            ParameterError: the stream has not been read to its end.
+        """
+        if not self._ended:
+            raise ParameterError("result: this stream has not been read to its end")
+        return self._batch.results()[0][0]

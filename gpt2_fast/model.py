@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from . import _C, prompts
+from . import _C
+from . import prompts as prompts_of
 from .config import GPT2Config
 from .errors import DeviceError, ParameterError
 from .results import Generation, Plan, Score
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from .generation import Batch, TextStream
     from .prompts import Prompt
     from .tokenizer import Tokenizer
 
@@ -195,60 +197,34 @@ class GPT2:
             ParameterError: an argument is unknown or outside its range.
             ContextOverflow: a prompt is longer than the context.
         """
-        from .generation import Batch
-        from .prompts import for_generation, is_single
-
         params = SamplingParams.of(sampling)
-        single = is_single(prompts)
+        single = prompts_of.is_single(prompts)
         given = [prompts] if single else list(prompts)
-        batch = Batch(
-            self._running(),
-            [
-                for_generation(
-                    prompt,
-                    self.config,
-                    self.tokenizer,
-                    "prompt" if single else f"prompt {number}",
-                )
-                for number, prompt in enumerate(given)
-            ],
-            params,
-            tokenizer=self.tokenizer,
-            n_ctx=self.config.n_ctx,
-            eos=self.config.eos_token_id,
-        )
+        names = ["prompt"] if single else [f"prompt {number}" for number in range(len(given))]
+        batch = self._batch(given, names, params)
         for _ in batch.run():
             pass
         results = [each[0] if params.n == 1 else each for each in batch.results()]
         return results[0] if single else results
 
-    def stream(self, prompt: Prompt, **sampling: Any) -> Iterator[str]:
+    def stream(self, prompt: Prompt, **sampling: Any) -> TextStream:
         """Continue one prompt, yielding text as soon as no stop text can take it back.
 
-        The pieces joined are what `generate` returns. Leaving the loop, or closing the iterator,
-        stops the work.
+        The pieces joined are what `generate` returns; `result`, after the last one, is the whole
+        `Generation`. Leaving the loop, or closing the iterator, stops the work.
 
         Args:
             prompt: a text or a list of token ids.
             sampling: the fields of `SamplingParams`; n must be 1.
         """
-        from .generation import Batch
-        from .prompts import for_generation, is_single
+        from .generation import TextStream
 
         params = SamplingParams.of(sampling)
         if params.n != 1:
             raise ParameterError(f"n must be 1 to stream, got {params.n}")
-        if not is_single(prompt) and len(prompt) > 0:
+        if len(prompt) > 0 and not prompts_of.is_single(prompt):
             raise ParameterError("prompt must be one text or one list of token ids to stream")
-        batch = Batch(
-            self._running(),
-            [for_generation(prompt, self.config, self.tokenizer, "prompt")],
-            params,
-            tokenizer=self.tokenizer,
-            n_ctx=self.config.n_ctx,
-            eos=self.config.eos_token_id,
-        )
-        return (text for _, _, text in batch.run())
+        return TextStream(self._batch([prompt], ["prompt"], params))
 
     def forward(self, token_ids: Any) -> Any:
         """Logits of every position.
@@ -263,7 +239,7 @@ class GPT2:
             ParameterError: an id is out of range, or a sequence is empty.
             ContextOverflow: a sequence is longer than the context.
         """
-        if not prompts.is_single(token_ids) or isinstance(token_ids, str):
+        if not prompts_of.is_single(token_ids) or isinstance(token_ids, str):
             if isinstance(token_ids, str) or any(isinstance(ids, str) for ids in token_ids):
                 raise ParameterError("token_ids must be integers, got text; encode it first")
             return [self._logits(ids, f"token_ids {n}") for n, ids in enumerate(token_ids)]
@@ -283,7 +259,7 @@ class GPT2:
             ParameterError: nothing to score, an id out of range, or bos without such a token.
             ContextOverflow: the tokens, with the one in front, are more than the context holds.
         """
-        if prompts.is_single(text_or_token_ids):
+        if prompts_of.is_single(text_or_token_ids):
             return self._score(text_or_token_ids, bos, "text")
         return [self._score(one, bos, f"text {n}") for n, one in enumerate(text_or_token_ids)]
 
@@ -327,28 +303,44 @@ class GPT2:
             yield name, array
             release()
 
+    def _batch(self, prompts: list[Any], names: list[str], params: SamplingParams) -> Batch:
+        from .generation import Batch
+
+        encoded = [
+            prompts_of.for_generation(prompt, self.config, self.tokenizer, name)
+            for prompt, name in zip(prompts, names, strict=True)
+        ]
+        return Batch(
+            self._running(),
+            encoded,
+            params,
+            tokenizer=self.tokenizer,
+            n_ctx=self.config.n_ctx,
+            eos=self.config.eos_token_id,
+        )
+
     def _running(self) -> _C.Engine:
         if self._engine is None:
             raise ParameterError(f"this model ({self.name}) is closed")
         return self._engine
 
     def _logits(self, ids: Any, name: str) -> Logits:
-        tokens = prompts.token_ids(ids, self.config.vocab_size, name)
+        tokens = prompts_of.token_ids(ids, self.config.vocab_size, name)
         if not tokens:
             raise ParameterError(f"{name} is empty")
-        prompts.require_fit(len(tokens), self.config, name)
+        prompts_of.require_fit(len(tokens), self.config, name)
         parts = self._passes(tokens, "all")
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _score(self, text: Prompt, bos: bool, name: str) -> Score:
-        tokens = prompts.encode(text, self.config, self.tokenizer, name)
+        tokens = prompts_of.encode(text, self.config, self.tokenizer, name)
         if not tokens:
             raise ParameterError(f"{name} is empty: there is nothing to score")
         front = [self.config.eos_token_id] if bos else []
         if None in front:
             raise ParameterError("bos: this model has no end-of-text token")
         fed = [token for token in front if token is not None] + tokens
-        prompts.require_fit(len(fed), self.config, name)
+        prompts_of.require_fit(len(fed), self.config, name)
         logprobs: list[float | None] = [] if bos else [None]
         if len(fed) > 1:
             for part in self._passes(fed[:-1], fed[1:]):

@@ -41,21 +41,6 @@ std::vector<std::string> isas() {
   return names;
 }
 
-std::string default_isa() {
-  const char* const forced = std::getenv("GPT2_FAST_ISA");
-  return find_table(forced == nullptr ? "" : forced)->name;
-}
-
-int default_threads() {
-  const char* const forced = std::getenv("GPT2_FAST_THREADS");
-  if (forced == nullptr || *forced == '\0') return cpu_budget().threads;
-  char* end = nullptr;
-  const long count = std::strtol(forced, &end, 10);
-  check(*end == '\0' && count >= 1 && count <= 1024, ErrorKind::kParameter,
-        "GPT2_FAST_THREADS must be an integer in 1..1024, got '", forced, "'");
-  return static_cast<int>(count);
-}
-
 // Every lane sums its own contiguous part of one buffer, as the products of a decode step read
 // weights: sixteen words at a time, one stream per thread.
 double read_bandwidth(int64_t bytes, int threads, int repeats) {
@@ -97,6 +82,21 @@ uint32_t checksum(const py::buffer& data, uint32_t seed) {
 }
 
 }  // namespace
+
+std::string default_isa() {
+  const char* const forced = std::getenv("GPT2_FAST_ISA");
+  return find_table(forced == nullptr ? "" : forced)->name;
+}
+
+int default_threads() {
+  const char* const forced = std::getenv("GPT2_FAST_THREADS");
+  if (forced == nullptr || *forced == '\0') return cpu_budget().threads;
+  char* end = nullptr;
+  const long count = std::strtol(forced, &end, 10);
+  check(*end == '\0' && count >= 1 && count <= 1024, ErrorKind::kParameter,
+        "GPT2_FAST_THREADS must be an integer in 1..1024, got '", forced, "'");
+  return static_cast<int>(count);
+}
 
 void bind_info(py::module_& module) {
   module.def("build_info", build_info);

@@ -5,7 +5,6 @@
 #include <mutex>
 
 #include "core/buffer.h"
-#include "core/cpu_budget.h"
 #include "core/error.h"
 #include "core/numbers.h"
 #include "core/thread_pool.h"
@@ -30,7 +29,7 @@ struct Backend {
 std::shared_ptr<Backend>& backend() {
   static auto* const kBackend = new std::shared_ptr<Backend>();  // outlives every thread
   if (*kBackend == nullptr) {
-    *kBackend = std::make_shared<Backend>(find_table(""), cpu_budget().threads);
+    *kBackend = std::make_shared<Backend>(find_table(default_isa()), default_threads());
   }
   return *kBackend;
 }
