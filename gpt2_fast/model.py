@@ -222,7 +222,7 @@ class GPT2:
         params = SamplingParams.of(sampling)
         if params.n != 1:
             raise ParameterError(f"n must be 1 to stream, got {params.n}")
-        if len(prompt) > 0 and not prompts_of.is_single(prompt):
+        if not prompts_of.is_single(prompt) and len(prompt) > 0:
             raise ParameterError("prompt must be one text or one list of token ids to stream")
         return TextStream(self._batch([prompt], ["prompt"], params))
 
