@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import _C
 from .errors import CapacityError, ParameterError
@@ -97,7 +97,7 @@ class Batch:
         self._eos = None if params.ignore_eos else eos
         drawable = 0 if tokenizer is None else tokenizer.vocab_size
         seeds = params.seeds(len(prompts))
-        self._samples = [
+        self.samples = [
             _Sample(
                 prompt,
                 number,
@@ -109,13 +109,13 @@ class Batch:
             for prompt, tokens in enumerate(prompts)
             for number in range(params.n)
         ]
-        self._waiting = deque(self._samples)
+        self._waiting = deque(self.samples)
         self._active: list[_Sample] = []
 
     def results(self) -> list[list[Generation]]:
         """Samples of each prompt, in order, after `run` has ended."""
         n = self._params.n
-        done = [sample.result() for sample in self._samples]
+        done = [sample.result() for sample in self.samples]
         return [done[i : i + n] for i in range(0, len(done), n)]
 
     def run(self) -> Generator[tuple[int, int, str], None, None]:
@@ -133,7 +133,7 @@ class Batch:
                 self._admit()
                 yield from self._pass()
         finally:
-            for sample in self._samples:
+            for sample in self.samples:
                 with suppress(ParameterError):  # interrupted just after it was closed
                     self._close(sample)
             self._active.clear()
@@ -240,10 +240,11 @@ class Batch:
         return None
 
 
-class TextStream(Iterator[str]):
+class TextStream(Generator[str, None, None]):
     """The text of one prompt, in pieces, as soon as no stop text can take them back.
 
-    Leaving it unfinished is fine: `close`, or losing the last reference, stops the work.
+    A generator: leaving it unfinished is fine, and `close`, or losing the last reference, stops the
+    work and frees the cache.
     """
 
     def __init__(self, batch: Batch) -> None:
@@ -251,13 +252,17 @@ class TextStream(Iterator[str]):
         self._pieces = batch.run()
         self._ended = False
 
-    def __next__(self) -> str:
+    def send(self, value: None) -> str:
         """The next piece."""
         try:
-            return next(self._pieces)[2]
+            return self._pieces.send(value)[2]
         except StopIteration:
             self._ended = True
             raise
+
+    def throw(self, *error: Any) -> str:
+        """Raise an exception where the work is; it stops."""
+        return self._pieces.throw(*error)[2]
 
     def close(self) -> None:
         """Stop the work and free the cache. Closing twice is harmless."""
@@ -268,8 +273,8 @@ class TextStream(Iterator[str]):
         """The whole text with its tokens, probabilities and reason to end.
 
         Raises:
-            ParameterError: the stream has not been read to its end.
+            ParameterError: the stream was not read to its end.
         """
-        if not self._ended:
-            raise ParameterError("result: this stream has not been read to its end")
+        if not self._ended or any(sample.reason is None for sample in self._batch.samples):
+            raise ParameterError("result: this stream was not read to its end")
         return self._batch.results()[0][0]

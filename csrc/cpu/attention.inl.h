@@ -66,13 +66,28 @@ void attention_weights(const Pages& pages, const gpt2f::CacheLayout& cache, cons
   }
 }
 
-// N panels of 16 values of the output of R queries.
+// acc += the weighted values of words [begin, end) of one query, whose last word holds a position
+// it does not see when its count is odd: what lies there must not even be multiplied by zero.
+template <Precision P, int N>
+void add_values(const uint32_t* v, int64_t v_step, const uint32_t* weights, int64_t begin,
+                int64_t end, bool half, F (&acc)[N]) {
+  for (int64_t s = begin; s < end; ++s) {
+    const U seen = uset(half && s + 1 == end ? 0xFFFFu : 0xFFFFFFFFu);
+    for (int n = 0; n < N; ++n) {
+      acc[n] = mac<P>(acc[n], uand(uload(v + s * v_step + n * kLanes), seen), uset(weights[s]));
+    }
+  }
+}
+
+// N panels of 16 values of the output of R queries. What all of them see goes through one tile; the
+// few positions that only later ones see follow query by query, in the same order.
 template <Precision P, int R, int N, typename Sink>
 void attention_values(const Pages& pages, const gpt2f::CacheLayout& cache, int64_t panel,
-                      const uint32_t* weights, int64_t weight_row, int64_t positions,
+                      const uint32_t* weights, int64_t weight_row, const int64_t (&count)[R],
                       const float (&sums)[R], const Sink& sink) {
   const int64_t per_page = cache.value_rows;
-  const int64_t rows = gpt2f::words(P, positions);  // rows of value words that are in use
+  const int64_t common = count[0] / gpt2f::word_elements(P);  // words whole for every query
+  const int64_t rows = gpt2f::words(P, count[R - 1]);
   F total[R][N];
   for (int r = 0; r < R; ++r) {
     for (int n = 0; n < N; ++n) total[r][n] = fset(0.0f);
@@ -86,8 +101,16 @@ void attention_values(const Pages& pages, const gpt2f::CacheLayout& cache, int64
     const int64_t end = chunk_end < rows ? chunk_end : rows;
     for (; row < end; row += per_page) {
       const uint32_t* const v = pages.key(row / per_page) + cache.key_words() + panel * kLanes;
-      const int64_t steps = end - row < per_page ? end - row : per_page;
-      tile<P, R, N>(v, cache.value_width, weights + row, weight_row, steps, acc);
+      const int64_t last = end - row < per_page ? end - row : per_page;
+      const int64_t shared = common - row < 0 ? 0 : common - row < last ? common - row : last;
+      tile<P, R, N>(v, cache.value_width, weights + row, weight_row, shared, acc);
+      if (shared == last) continue;
+      for (int r = 0; r < R; ++r) {
+        const int64_t own = gpt2f::words(P, count[r]) - row;
+        const bool half = P == kBf16 && count[r] % 2 != 0 && own <= last;
+        add_values<P, N>(v, cache.value_width, weights + r * weight_row + row, shared,
+                         own < last ? own : last, half, acc[r]);
+      }
     }
     row = end;
     for (int r = 0; r < R; ++r) {
@@ -118,11 +141,10 @@ void attend(const Pages& pages, const gpt2f::CacheLayout& cache, const uint32_t*
   constexpr int kPanels = kTilePanels == 1 ? 1 : R <= 2 ? 4 : 2;
   int64_t panel = 0;
   for (; panel + kPanels <= panels; panel += kPanels) {
-    attention_values<P, R, kPanels>(pages, cache, panel, weights, score_row, count[R - 1], sums,
-                                    sink);
+    attention_values<P, R, kPanels>(pages, cache, panel, weights, score_row, count, sums, sink);
   }
   for (; panel < panels; ++panel) {
-    attention_values<P, R, 1>(pages, cache, panel, weights, score_row, count[R - 1], sums, sink);
+    attention_values<P, R, 1>(pages, cache, panel, weights, score_row, count, sums, sink);
   }
 }
 

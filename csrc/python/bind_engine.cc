@@ -65,8 +65,7 @@ void load(Engine& engine, const std::string& name, py::handle array, const std::
   const bool bf16 = dtype == "BF16";
   tensor.kind(bf16 ? Kind::kU16 : dtype == "F16" ? Kind::kF16 : Kind::kF32);
   const StoredTensor stored{tensor.data(), bf16 ? DType::kBF16 : tensor.dtype(), tensor.sizes()};
-  const py::gil_scoped_release nogil;
-  engine.load(name, stored);
+  without_gil([&] { engine.load(name, stored); });
 }
 
 SampleParameters draw(float temperature, int32_t top_k, float top_p, float min_p, bool openai_top_p,
@@ -148,10 +147,7 @@ py::list step(Engine& engine, std::vector<Item> items) {
     requests.push_back(make_request(engine, sequence, std::move(tokens), want));
     steps.push_back({sequence, requests.back().tokens, requests.back().wishes});
   }
-  {
-    const py::gil_scoped_release nogil;
-    engine.step(steps);
-  }
+  without_gil([&] { engine.step(steps); });
   py::list answers;
   for (const Request& request : requests) answers.append(answer_of(request));
   return answers;

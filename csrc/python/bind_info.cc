@@ -43,11 +43,7 @@ std::vector<std::string> isas() {
 
 // Every lane sums its own contiguous part of one buffer, as the products of a decode step read
 // weights: sixteen words at a time, one stream per thread.
-double read_bandwidth(int64_t bytes, int threads, int repeats) {
-  check(bytes >= 4096 && repeats >= 1, ErrorKind::kParameter,
-        "read_bandwidth: bytes must be at least 4096 and repeats at least 1, got ", bytes, " and ",
-        repeats);
-  const py::gil_scoped_release nogil;
+double measure_read(int64_t bytes, int threads, int repeats) {
   const int64_t words = bytes / 4 / 1024 * 1024;
   const Buffer buffer(static_cast<size_t>(words) * 4, "read_bandwidth");
   uint32_t* const data = buffer.as<uint32_t>();
@@ -74,11 +70,21 @@ double read_bandwidth(int64_t bytes, int threads, int repeats) {
   return best;
 }
 
+double read_bandwidth(int64_t bytes, int threads, int repeats) {
+  check(bytes >= 4096 && repeats >= 1, ErrorKind::kParameter,
+        "read_bandwidth: bytes must be at least 4096 and repeats at least 1, got ", bytes, " and ",
+        repeats);
+  double best = 0;
+  without_gil([&] { best = measure_read(bytes, threads, repeats); });
+  return best;
+}
+
 uint32_t checksum(const py::buffer& data, uint32_t seed) {
   const py::buffer_info info = data.request();
   const auto bytes = static_cast<size_t>(info.size * info.itemsize);
-  const py::gil_scoped_release nogil;
-  return crc32c(info.ptr, bytes, seed);
+  uint32_t sum = 0;
+  without_gil([&] { sum = crc32c(info.ptr, bytes, seed); });
+  return sum;
 }
 
 }  // namespace

@@ -41,9 +41,10 @@ void set_op_backend(const std::string& isa, int threads) {
 template <typename Function>
 void run(const Function& function) {
   const std::shared_ptr<Backend> used = backend();
-  const py::gil_scoped_release nogil;
-  const std::lock_guard lock(used->mutex);
-  function(*used);
+  without_gil([&] {
+    const std::lock_guard lock(used->mutex);
+    function(*used);
+  });
 }
 
 template <typename T>

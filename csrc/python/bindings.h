@@ -3,9 +3,26 @@
 
 #include <pybind11/pybind11.h>
 
+#include <exception>
 #include <string>
 
 namespace gpt2f {
+
+// Calls work() without the interpreter's lock. Not a scope guard: when the interpreter ends
+// meanwhile, taking the lock back ends this thread by unwinding it, which a destructor would turn
+// into an abort.
+template <typename Work>
+void without_gil(const Work& work) {
+  std::exception_ptr thrown;
+  PyThreadState* const state = PyEval_SaveThread();
+  try {
+    work();
+  } catch (const std::exception&) {
+    thrown = std::current_exception();
+  }
+  PyEval_RestoreThread(state);
+  if (thrown) std::rethrow_exception(thrown);
+}
 
 // GPT2_FAST_ISA and GPT2_FAST_THREADS, or the best this machine has and what it allows.
 std::string default_isa();
