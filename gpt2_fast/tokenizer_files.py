@@ -102,16 +102,17 @@ def read_vocabulary(vocab: Path, merges: Path, added: Path | None = None) -> Voc
     A token that no merge makes is an added token; a missing single byte is accepted here.
     """
     ids = _read_ids(vocab)
+    plain = ids.copy()  # added_tokens.json holds texts: "\u0120" there is that letter, not a space
     literal = _add_ids(ids, vocab.name, added) if added is not None else set()
     names = _names_by_id(ids, vocab.name)
-    pairs = _parse_merges(_merge_lines(merges), ids, merges.name, vocab.name)
+    pairs = _parse_merges(_merge_lines(merges), plain, merges.name, vocab.name)
     tokens = tuple(name.encode() if name in literal else _token_bytes(name) for name in names)
     single = sorted(
-        ((ids.get(symbol, len(names)), byte) for byte, symbol in enumerate(BYTE_TO_SYMBOL))
+        ((plain.get(symbol, len(names)), byte) for byte, symbol in enumerate(BYTE_TO_SYMBOL))
     )
     ranks = {bytes([byte]): rank for rank, (_, byte) in enumerate(single)}
     rank_ids = [number if number < len(names) else -1 for number, _ in single]
-    rank_ids += [ids[symbols(left) + symbols(right)] for left, right in pairs]
+    rank_ids += [plain[symbols(left) + symbols(right)] for left, right in pairs]
     made = {number for number in rank_ids if number >= 0}
     if hashlib.sha256(_merge_text(pairs).encode()).hexdigest() == GPT2_MERGES_SHA256:
         ranks.update((left + right, 256 + i) for i, (left, right) in enumerate(pairs))
@@ -349,8 +350,10 @@ def _read_bytes(path: Path, label: str) -> bytes:
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         with open(handle, "rb") as file:  # noqa: PTH123 - of a descriptor
-            regular = stat.S_ISREG(os.fstat(handle).st_mode)
-            data = file.read(MAX_FILE_BYTES + 1) if regular else b""
+            status = os.fstat(handle)
+            regular = stat.S_ISREG(status.st_mode)
+            # read() takes the memory it is allowed to fill beforehand, so no more than needed.
+            data = file.read(min(status.st_size, MAX_FILE_BYTES) + 1) if regular else b""
     except (OSError, ValueError) as error:
         raise TokenizerError(f"{label}: cannot read {path}: {error}") from error
     if not regular:

@@ -170,7 +170,21 @@ def write_bundle(
     checksum: Callable[[bytes], int] = crc32c,
     **table_options: int,
 ) -> None:
-    """Write `prefix`.index and the data files; tensors go round-robin over `shards`."""
+    """Write `prefix`.index and the data files."""
+    entries, data = bundle_entries(tensors, shards=shards, checksum=checksum)
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard, content in enumerate(data):
+        (folder / f"{prefix}.data-{shard:05d}-of-{shards:05d}").write_bytes(content)
+    (folder / f"{prefix}.index").write_bytes(table(entries, **table_options))
+
+
+def bundle_entries(
+    tensors: Mapping[str, np.ndarray[Any, Any] | Stored],
+    *,
+    shards: int = 1,
+    checksum: Callable[[bytes], int] = crc32c,
+) -> tuple[list[tuple[bytes, bytes]], list[bytearray]]:
+    """What an index holds, and the data files; tensors go round-robin over `shards`."""
     data = [bytearray() for _ in range(shards)]
     entries = [(b"", header(shards))]
     for number, name in enumerate(sorted(tensors, key=str.encode)):
@@ -178,10 +192,7 @@ def write_bundle(
         place = len(data[shard]), len(value.raw), checksum(value.raw)
         entries.append((name.encode(), entry(value.dtype, value.shape, *place, shard)))
         data[shard] += value.raw
-    folder.mkdir(parents=True, exist_ok=True)
-    for shard, content in enumerate(data):
-        (folder / f"{prefix}.data-{shard:05d}-of-{shards:05d}").write_bytes(content)
-    (folder / f"{prefix}.index").write_bytes(table(entries, **table_options))
+    return entries, data
 
 
 def openai_tensors(config: GPT2Config, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:

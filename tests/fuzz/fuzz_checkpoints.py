@@ -9,6 +9,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -30,7 +31,7 @@ def open_model(folder: Path) -> None:
                 raise AssertionError(f"{view.name} has shape {view.shape}")
             view.release()
         for path in {view.path for view in checkpoint.tensors.values()}:
-            safetensors.deserialize(path.read_bytes())
+            safetensors.deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
 
 
 def set_header_length(files: Files, choices: Choices) -> None:
@@ -43,7 +44,7 @@ def set_header_length(files: Files, choices: Choices) -> None:
 
 def seeds() -> list[dict[str, bytes]]:
     """A tied model, an untied one in half precision, and one in two shards."""
-    small = {"n_layer": 1, "n_embd": 4, "n_head": 2, "n_ctx": 3, "vocab_size": 5}
+    small: dict[str, Any] = {"n_layer": 1, "n_embd": 4, "n_head": 2, "n_ctx": 3, "vocab_size": 5}
     tied = GPT2Config(**small, eos_token_id=1)
     untied = GPT2Config(**small, eos_token_id=None, tie_word_embeddings=False)
     one = _folder(tied, np.float32)
@@ -52,7 +53,7 @@ def seeds() -> list[dict[str, bytes]]:
 
 def _folder(config: GPT2Config, kind: type) -> dict[str, bytes]:
     values = np.random.default_rng(0)
-    tensors = [
+    tensors: list[tuple[str, Any]] = [
         (name, values.normal(size=shape).astype(kind))
         for name, shape in config.tensor_shapes().items()
     ]
@@ -66,7 +67,8 @@ def _sharded(whole: dict[str, bytes]) -> dict[str, bytes]:
     parts: list[dict[str, dict[str, object]]] = [{}, {}]
     datas = [bytearray(), bytearray()]
     table = {}
-    for index, (name, info) in enumerate(safetensors.deserialize(whole["model.safetensors"])):
+    stored = safetensors.deserialize(whole["model.safetensors"])  # type: ignore[no-untyped-call]
+    for index, (name, info) in enumerate(stored):
         data = datas[index % 2]
         begin = len(data)
         data += info["data"]

@@ -1,9 +1,9 @@
 """Fuzzing of readers of folders: damage good files, and see that the reader accepts or refuses.
 
 A target is a set of good folders and a function that opens one. Each case damages a folder in a few
-places and opens it. A finding is any exception but CheckpointError, more than a second of processor
-time, an allocation far beyond the files, or a file left open. The damage is decided by a stream of
-choices: numbers from a seeded generator, so a case is repeated by its number, or the bytes of
+places and opens it. A finding is any exception but the target's own refusal, more than a second of
+processor time, memory far beyond the files, or a file left open. The damage is decided by a stream
+of choices: numbers from a seeded generator, so a case is repeated by its number, or the bytes of
 atheris, so that coverage guides it.
 
     python tests/fuzz/fuzz_checkpoints.py --seconds 600
@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 import traceback
+import tracemalloc
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ Files = dict[str, bytearray]
 #: Address space a case may take beyond what the process has when fuzzing starts.
 HEADROOM = 512 << 20
 SECONDS_PER_CASE = 1.0
+#: What a case may allocate through Python at one time; measured in one case of eight, being slow.
+BYTES_PER_CASE = 32 << 20
 
 _NUMBERS = [0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 1023, 1024, 65535, 65536]
 _NUMBERS += [2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
@@ -89,16 +92,18 @@ class Target:
 
     Attributes:
         seeds: good folders, as file name -> content.
-        open: opens a folder and uses what it finds; raises CheckpointError to refuse it.
+        open: opens a folder and uses what it finds; raises `refusal` to refuse it.
         dictionary: snippets that mean something in the format.
         repair: puts lengths or checksums right again after the damage, as often as it chooses, so
             that damage reaches what lies behind them.
+        refusal: the one exception that may come of a damaged folder.
     """
 
     seeds: Sequence[Mapping[str, bytes]]
     open: Callable[[Path], None]
     dictionary: Sequence[bytes] = ()
     repair: Callable[[Files, Choices], None] = _repair_nothing
+    refusal: type[Exception] = CheckpointError
 
 
 def damaged(target: Target, choices: Choices) -> Files:
@@ -111,9 +116,16 @@ def damaged(target: Target, choices: Choices) -> Files:
         if not files:
             break
         name = sorted(files)[choices.below(len(files))]
-        _DAMAGES[choices.below(len(_DAMAGES))](files, name, target, choices)
+        _DAMAGES[choices.below(len(_DAMAGES))](files, name, target.dictionary, choices)
     target.repair(files, choices)
     return files
+
+
+def damaged_part(part: bytes, words: Sequence[bytes], choices: Choices) -> bytes:
+    """Something that a repair puts together again, with one thing wrong."""
+    files = {"": bytearray(part)}
+    _INNER_DAMAGES[choices.below(len(_INNER_DAMAGES))](files, "", words, choices)
+    return bytes(files[""])
 
 
 def _place(data: bytearray, choices: Choices) -> int:
@@ -124,58 +136,58 @@ def _place(data: bytearray, choices: Choices) -> int:
     return len(data) - at if region == 1 else at
 
 
-def _flip(files: Files, name: str, target: Target, choices: Choices) -> None:
+def _flip(files: Files, name: str, words: Sequence[bytes], choices: Choices) -> None:
     data = files[name]
     at = _place(data, choices)
     if at < len(data):
         data[at] ^= 1 << choices.below(8)
 
 
-def _set(files: Files, name: str, target: Target, choices: Choices) -> None:
+def _set(files: Files, name: str, words: Sequence[bytes], choices: Choices) -> None:
     data = files[name]
     at = _place(data, choices)
     if at < len(data):
         data[at] = choices.below(256)
 
 
-def _cut(files: Files, name: str, target: Target, choices: Choices) -> None:
+def _cut(files: Files, name: str, words: Sequence[bytes], choices: Choices) -> None:
     data = files[name]
     at = _place(data, choices)
     del data[at : at + 1 + choices.below(40)]
 
 
-def _truncate(files: Files, name: str, target: Target, choices: Choices) -> None:
+def _truncate(files: Files, name: str, words: Sequence[bytes], choices: Choices) -> None:
     del files[name][_place(files[name], choices) :]
 
 
-def _insert(files: Files, name: str, target: Target, choices: Choices) -> None:
-    snippets = [*_COMMON, *target.dictionary]
+def _insert(files: Files, name: str, words: Sequence[bytes], choices: Choices) -> None:
+    snippets = [*_COMMON, *words]
     snippet = snippets[choices.below(len(snippets))]
     at = _place(files[name], choices)
     files[name][at:at] = snippet * (1 + choices.below(3))
 
 
-def _overwrite(files: Files, name: str, target: Target, choices: Choices) -> None:
-    snippets = [*_COMMON, *target.dictionary]
+def _overwrite(files: Files, name: str, words: Sequence[bytes], choices: Choices) -> None:
+    snippets = [*_COMMON, *words]
     snippet = snippets[choices.below(len(snippets))]
     at = _place(files[name], choices)
     files[name][at : at + len(snippet)] = snippet
 
 
-def _copy(files: Files, name: str, target: Target, choices: Choices) -> None:
+def _copy(files: Files, name: str, words: Sequence[bytes], choices: Choices) -> None:
     data = files[name]
     start, at = _place(data, choices), _place(data, choices)
     data[at:at] = data[start : start + 1 + choices.below(200)]
 
 
-def _integer(files: Files, name: str, target: Target, choices: Choices) -> None:
+def _integer(files: Files, name: str, words: Sequence[bytes], choices: Choices) -> None:
     width = (4, 8)[choices.below(2)]
     value = _NUMBERS[choices.below(len(_NUMBERS))] % (1 << 8 * width)
     at = 0 if choices.below(2) else _place(files[name], choices)
     files[name][at : at + width] = value.to_bytes(width, "little")
 
 
-def _digits(files: Files, name: str, target: Target, choices: Choices) -> None:
+def _digits(files: Files, name: str, words: Sequence[bytes], choices: Choices) -> None:
     found = [m.span() for m in re.finditer(rb"[0-9]+", bytes(files[name][:4096]))]
     if found:
         start, end = found[choices.below(len(found))]
@@ -184,47 +196,58 @@ def _digits(files: Files, name: str, target: Target, choices: Choices) -> None:
         files[name][start:end] = str(value).encode()
 
 
-def _nest(files: Files, name: str, target: Target, choices: Choices) -> None:
+def _nest(files: Files, name: str, words: Sequence[bytes], choices: Choices) -> None:
     at = _place(files[name], choices)
     files[name][at:at] = (b"[", b'{"a":')[choices.below(2)] * (1 + choices.below(100_000))
 
 
-def _remove(files: Files, name: str, target: Target, choices: Choices) -> None:
+def _remove(files: Files, name: str, words: Sequence[bytes], choices: Choices) -> None:
     del files[name]
 
 
-def _exchange(files: Files, name: str, target: Target, choices: Choices) -> None:
+def _exchange(files: Files, name: str, words: Sequence[bytes], choices: Choices) -> None:
     other = sorted(files)[choices.below(len(files))]
     files[name], files[other] = files[other], files[name]
 
 
-_DAMAGES = [_flip, _flip, _set, _cut, _truncate, _copy, _integer, _nest, _remove, _exchange]
-_DAMAGES += 4 * [_digits] + 2 * [_insert, _overwrite]
+_INNER_DAMAGES = [_flip, _flip, _set, _cut, _truncate, _copy, _integer, _nest]
+_INNER_DAMAGES += 4 * [_digits] + 2 * [_insert, _overwrite]
+_DAMAGES = [*_INNER_DAMAGES, _remove, _exchange]
 
 
 class Finding(Exception):
     """A case that the reader neither accepted nor refused in good order."""
 
 
-def attempt(target: Target, files: Files, folder: Path) -> str:
-    """Open one damaged folder: "accepted", or the kind of refusal. Raises Finding."""
+def attempt(target: Target, files: Files, folder: Path, *, memory: bool = False) -> str:
+    """Open one damaged folder: "accepted", or the kind of refusal. Raises Finding.
+
+    With `memory` the memory is judged, and not the time, which that makes several times as long.
+    """
     folder.mkdir(exist_ok=True)
     for path in folder.iterdir():
         path.unlink()
     for name, data in files.items():
         (folder / name).write_bytes(data)
+    if memory:
+        tracemalloc.start()
     started = time.process_time()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             target.open(folder)
         outcome = "accepted"
-    except CheckpointError as error:
+    except target.refusal as error:
         outcome = re.sub(r"['\"].*?['\"]|[0-9]+|/\S+", "*", str(error))[-60:]
     except Exception as error:
         raise Finding(f"{type(error).__name__}: {error}") from error
-    seconds = time.process_time() - started
-    if seconds > SECONDS_PER_CASE:
+    finally:
+        seconds = time.process_time() - started
+        peak = tracemalloc.get_traced_memory()[1] if memory else 0
+        tracemalloc.stop()
+    if peak > BYTES_PER_CASE:
+        raise Finding(f"{peak} bytes of memory, outcome: {outcome}")
+    if seconds > SECONDS_PER_CASE and not memory:
         raise Finding(f"{seconds:.1f} s of processor time, outcome: {outcome}")
     return outcome
 
@@ -259,7 +282,7 @@ def fuzz(target: Target, options: argparse.Namespace, folder: Path) -> int:
     while time.monotonic() < end:
         files = damaged(target, SeededChoices(options.seed, number))
         try:
-            outcomes[attempt(target, files, folder)] += 1
+            outcomes[attempt(target, files, folder, memory=number % 8 == 0)] += 1
             if number % 500 == 0 and _open_files() > before:
                 raise Finding(f"{_open_files() - before} files left open since the start")
         except Finding as finding:
@@ -279,7 +302,7 @@ def fuzz(target: Target, options: argparse.Namespace, folder: Path) -> int:
 
 def fuzz_with_atheris(target: Target, options: argparse.Namespace, folder: Path) -> None:
     """The coverage-guided engine. Does not return: libFuzzer ends the process."""
-    import atheris
+    import atheris  # type: ignore[import-untyped]
 
     def one_input(data: bytes) -> None:
         files = damaged(target, ByteChoices(data))
@@ -317,7 +340,7 @@ def main(target: Target, arguments: Sequence[str] | None = None) -> int:
                 raise SystemExit(f"a seed is refused: {outcome}")
         if options.case is not None:
             files = damaged(target, SeededChoices(options.seed, options.case))
-            print(attempt(target, files, folder))
+            print(attempt(target, files, folder, memory=options.case % 8 == 0))
             return 0
         _limit_memory()
         if options.engine == "atheris":

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +13,11 @@ from gpt2_fast.checkpoints import huggingface, safetensors_file, strict_json
 from gpt2_fast.checkpoints.base import MappedFile
 from gpt2_fast.checkpoints.strict_json import read_object
 from tests.fuzz import fuzz_checkpoints, harness
+from tests.fuzz.fuzz_support import findings, short_run
 
 
 def test_ten_seconds_find_nothing(tmp_path: Path) -> None:
-    script = fuzz_checkpoints.__file__
-    command = [sys.executable, str(script), "--seconds", "10", "--artifacts", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    found = re.search(r"(\d+) cases, .*: (\d+) accepted, (\d+) kinds of refusal", result.stdout)
-    assert found is not None, result.stdout
-    cases, accepted, kinds = map(int, found.groups())
-    assert cases > 200
-    assert 0 < accepted < cases / 2  # the damage must not miss, and must not destroy everything
-    assert kinds > 30  # and must reach more than the first check
+    short_run(fuzz_checkpoints, tmp_path)
 
 
 def no_layout_check(*arguments: Any) -> None:
@@ -72,8 +61,7 @@ def test_a_planted_fault_is_found(
 ) -> None:
     target = fuzz_checkpoints.target()
     monkeypatch.setattr(place, name, fault)
-    options = Namespace(seconds=3.0 if wanted is None else 200.0, seed=0, artifacts=tmp_path)
-    options.kinds, options.stop_after = 0, 1
-    assert harness.fuzz(target, options, tmp_path / "case") == (wanted is not None)
+    seconds = 3.0 if wanted is None else 200.0
+    assert findings(target, tmp_path, seconds) == (wanted is not None)
     if wanted is not None:
         assert wanted in capsys.readouterr().err
