@@ -89,7 +89,7 @@ def repair_index(files: Files, choices: Choices) -> None:
     """
     way = choices.below(4)
     for name, data in files.items():
-        if name in _ENTRIES and way < 2:
+        if name in _ENTRIES and way in (1, 3):
             data[:] = _damaged_table(_ENTRIES[name], choices)
         elif name.endswith(".index") and way == 2:
             _seal_again(data)
@@ -97,14 +97,15 @@ def repair_index(files: Files, choices: Choices) -> None:
 
 def _damaged_table(entries: list[tuple[bytes, bytes]], choices: Choices) -> bytes:
     def some(part: bytes, one_in: int) -> bytes:
-        return part if choices.below(one_in) else damaged_part(part, DICTIONARY, choices)
+        # 0, which is what a used up stream of choices gives, leaves a part alone.
+        return damaged_part(part, DICTIONARY, choices) if choices.below(one_in) == 1 else part
 
     pairs = [(b"", some(entries[0][1], 6))]
     pairs += [(some(name, 60), some(entry, 30)) for name, entry in entries[1:]]
     content = some(bw.block(pairs, (1, 2, 16)[choices.below(3)]), 3)
-    compression = 0 if choices.below(20) else 1 + choices.below(2)
+    compression = 1 + choices.below(2) if choices.below(20) == 1 else 0
     handle = some(bw.varint(0) + bw.varint(len(content)), 6)
-    blocks = 1 if choices.below(5) else 2 + 298 * choices.below(2)
+    blocks = 2 + 298 * choices.below(2) if choices.below(5) == 1 else 1
     index = some(bw.block([(b"z", handle)] * blocks, 1), 6)
     out = _sealed(content, compression)
     place = some(bw.varint(len(out)) + bw.varint(len(index)), 10)
