@@ -15,7 +15,7 @@ enum class Precision : int32_t { kFp32 = 0, kBf16 = 1 };
 constexpr int kLanes = 16;          // outputs of one panel, positions of one page
 constexpr int kGroupPanels = 4;     // panels interleaved in memory
 constexpr int kPagePositions = 16;  // KV positions of one page
-constexpr int kBlockElements = 256; // products are summed in blocks of this many elements of K
+constexpr int kBlockElements = 128; // products are summed in blocks of this many elements of K
 constexpr int64_t kMaxRows = 256;   // new tokens of one step
 
 constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }

@@ -264,7 +264,9 @@ void sample(py::handle logits_, py::handle temperature_, py::handle top_k_, py::
     p.seed = static_cast<uint64_t>(seeds.data<int64_t>()[r]);
     p.sample = static_cast<uint32_t>(samples.data<int64_t>()[r]);
     p.position = positions.data<int64_t>()[r];
-    if (!(p.temperature >= 0.0f)) temperature.fail("must be at least 0, got ", p.temperature);
+    if (!(p.temperature >= 0.0f && p.temperature < __builtin_inff())) {
+      temperature.fail("must be at least 0 and finite, got ", p.temperature);
+    }
     if (!(p.top_p >= 0.0f && p.top_p <= 1.0f)) top_p.fail("must be in [0, 1], got ", p.top_p);
     if (!(p.min_p >= 0.0f && p.min_p <= 1.0f)) min_p.fail("must be in [0, 1], got ", p.min_p);
     if (p.top_k < 0) top_k.fail("must be at least 0, got ", p.top_k);
