@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpt2_fast import GPT2, CapacityError, GPT2Config, ParameterError
+from gpt2_fast import GPT2, CapacityError, GPT2Config, ParameterError, SamplingParams
+from gpt2_fast.generation import Batch
 from tests.accuracy import assert_as_accurate_as_torch
 from tests.model_support import (
     BUILTIN,
@@ -147,9 +148,6 @@ def test_samples_read_their_prompt_once() -> None:
     model = tiny_model()
     prompt = random_ids(TINY, 49)  # 3 whole blocks and one position
     lowest = model._engine.blocks  # type: ignore[union-attr]
-    from gpt2_fast.generation import Batch
-    from gpt2_fast.sampling import SamplingParams
-
     batch = Batch(
         model._engine,  # type: ignore[arg-type]
         [prompt],
@@ -292,6 +290,45 @@ def test_streams_and_calls_take_turns() -> None:
             tuple(wanted[1].token_ids[:5])
         )
     assert texts == wanted
+
+
+def test_a_stream_knows_its_result() -> None:
+    model = tiny_model()
+    wanted = model.generate("abc", seed=1, max_new_tokens=20)
+    stream = model.stream("abc", seed=1, max_new_tokens=20)
+    for ask in (lambda: None, lambda: next(stream)):
+        ask()
+        with pytest.raises(ParameterError, match="result: this stream was not read to its end"):
+            _ = stream.result  # type: ignore[attr-defined]
+    list(stream)
+    assert facts(stream.result) == facts(wanted)  # type: ignore[attr-defined]
+    left = model.stream("abc", seed=1, max_new_tokens=20)
+    next(left)
+    left.close()  # type: ignore[attr-defined]
+    assert list(left) == []
+    with pytest.raises(ParameterError, match="result: this stream was not read to its end"):
+        _ = left.result  # type: ignore[attr-defined]
+
+
+def test_who_draws_does_not_wait_for_who_reads() -> None:
+    """A short prompt gets a token in every pass, while long ones are read beside it."""
+    config = GPT2Config(n_layer=1, n_embd=16, n_head=1, n_ctx=700, vocab_size=257, eos_token_id=256)
+    long, short = random_ids(config, 650), [65]
+    with model_of(SpreadSource(config), byte_tokenizer()) as model:
+        batch = Batch(
+            model._engine,  # type: ignore[arg-type]
+            [long, long, long, short],
+            SamplingParams(seed=1, max_new_tokens=40, ignore_eos=True),
+            tokenizer=byte_tokenizer(),
+            n_ctx=700,
+            eos=None,
+        )
+        drawn = [sample.drawn for sample in batch.samples]
+        for _ in batch.run():
+            if len(drawn[3]) < 8 and any(drawn[:3]):
+                break  # 1,950 prompt tokens take eight passes, and the first long prompt three
+        assert len(drawn[3]) >= 3
+        assert not any(drawn[1:3])
 
 
 def test_leaving_a_stream_early_frees_its_sequence() -> None:
