@@ -69,8 +69,14 @@ void run(const gpt2f::KernelTable& table, DType type) {
     auto x = filled<T>(rows * c, 30);
     auto weight = filled<float>(c, 1), bias = filled<float>(c, 1);
     std::vector<T> out(rows * c);
-    table.layernorm({type, x.data(), nullptr, {weight.data(), bias.data(), 1e-5f}, out.data(), rows,
-                     c, scratch.data()},
+    table.layernorm({type,
+                     x.data(),
+                     nullptr,
+                     {weight.data(), bias.data(), 1e-5f},
+                     out.data(),
+                     rows,
+                     c,
+                     scratch.data()},
                     lane);
     report("layernorm", type, out);
   }
