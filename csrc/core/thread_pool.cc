@@ -1,5 +1,6 @@
 #include "core/thread_pool.h"
 
+#include <sched.h>
 #include <unistd.h>
 
 #include <system_error>
@@ -20,15 +21,23 @@ inline void pause() {
 #endif
 }
 
-// About 30 us of polling inside a step and 150 us between steps: longer than any stage's imbalance
-// and than the caller's work between two tokens, far below what a person or a quota would notice.
-constexpr int kBarrierSpins = 1000;
-constexpr int kIdleSpins = 5000;
+// How long a thread polls before it sleeps in the kernel. Waking a sleeper costs 50 us and more on
+// a virtual machine, several times what a stage of GPT-2 small takes, so within a step a thread
+// polls for about a millisecond: it sleeps only when another one has lost its processor. Between
+// steps it polls about as long as a caller needs to ask for the next token. After the first
+// microseconds each poll offers the processor to whoever else wants it.
+constexpr int kQuickPolls = 1000;
+constexpr int kBarrierPolls = 2000;
+constexpr int kIdlePolls = 400;
 
-void wait_change(std::atomic<uint32_t>& value, uint32_t old, int spins) {
-  for (int i = 0; i < spins; ++i) {
+void wait_change(std::atomic<uint32_t>& value, uint32_t old, int polls) {
+  for (int i = 0; i < kQuickPolls; ++i) {
     if (value.load(std::memory_order_acquire) != old) return;
     pause();
+  }
+  for (int i = 0; i < polls; ++i) {
+    if (value.load(std::memory_order_acquire) != old) return;
+    sched_yield();
   }
   while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
 }
@@ -43,7 +52,7 @@ void Barrier::wait() {
     generation_.notify_all();
     return;
   }
-  wait_change(generation_, now, kBarrierSpins);
+  wait_change(generation_, now, kBarrierPolls);
 }
 
 struct ThreadPool::State {
@@ -52,7 +61,7 @@ struct ThreadPool::State {
   void work(Lane lane) {
     uint32_t seen = 0;
     for (;;) {
-      wait_change(job, seen, kIdleSpins);
+      wait_change(job, seen, kIdlePolls);
       ++seen;
       if (stop.load(std::memory_order_relaxed)) return;
       {
