@@ -235,3 +235,25 @@ def facts(generation: Generation) -> tuple[Any, ...]:
         generation.finish_reason,
         generation.seed,
     )
+
+
+def free(model: GPT2) -> int:
+    """Blocks of the cache that nobody holds."""
+    assert model._engine is not None
+    return model._engine.free_blocks
+
+
+def assert_all_free(model: GPT2) -> None:
+    assert model._engine is not None
+    assert model._engine.free_blocks == model._engine.blocks
+    # And every sequence: as many as there are can be opened.
+    opened = [model._engine.open() for _ in range(model._engine.blocks // 4)]
+    for sequence in opened:
+        model._engine.close(sequence)
+
+
+def mixed_prompts(count: int, seed: int = 0) -> list[list[int]]:
+    """Prompts of 1 .. 64 tokens; short, page-sized and full ones among them."""
+    rng = np.random.default_rng(seed)
+    lengths = [1, 2, 15, 16, 17, 32, 63, 64, *rng.integers(1, 65, size=count)][:count]
+    return [random_ids(TINY, int(length), seed * 1000 + i) for i, length in enumerate(lengths)]

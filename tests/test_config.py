@@ -80,7 +80,7 @@ def test_sizes_must_be_given(name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_embd": 100, "n_head": 12}, "n_embd must be divisible by n_head, got .* 100, .* 12"),
+        ({"n_embd": 100, "n_head": 12}, "n_embd must be divisible by n_head, got .* 100.* 12"),
         ({"n_embd": 4, "n_head": 8}, "n_embd must be divisible by n_head"),
         ({"layer_norm_epsilon": 0}, r"layer_norm_epsilon must be a number in \(0, 1\), got 0"),
         ({"layer_norm_epsilon": -1e-5}, "layer_norm_epsilon"),
