@@ -315,7 +315,7 @@ def fuzz_with_atheris(target: Target, options: argparse.Namespace, folder: Path)
     atheris.instrument_all()
     flags = [f"-max_total_time={options.seconds:.0f}", "-max_len=400", "-len_control=0"]
     flags += ["-print_final_stats=1"]
-    flags += [f"-artifact_prefix={options.artifacts}/", f"-seed={options.seed}", "-timeout=20"]
+    flags += [f"-artifact_prefix={options.artifacts}/", f"-seed={options.seed}", "-timeout=600"]
     options.artifacts.mkdir(parents=True, exist_ok=True)
     atheris.Setup([sys.argv[0], *flags], one_input)
     atheris.Fuzz()
