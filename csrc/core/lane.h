@@ -20,16 +20,38 @@ class Barrier {
   alignas(64) std::atomic<uint32_t> generation_{0};
 };
 
+// Work that lanes take piece by piece, so that one that is slowed down (another tenant of the
+// machine, a slower core) does not hold up the rest. All lanes open the same sequence of jobs with
+// a sync() between any two, so a queue needs no reset: its first visitor in a job finds the old
+// job's number.
+struct alignas(64) WorkQueue {
+  std::atomic<uint64_t> taken{0};  // number of the job, then pieces taken of it
+  uint32_t job = 0;                // the owner's own count of jobs
+};
+
 struct Lane {
   int rank = 0;
   int size = 1;
   Barrier* barrier = nullptr;  // null when size == 1
+  WorkQueue* queues = nullptr; // one per lane; null when size == 1
   void* stream = nullptr;      // CUDA stream; null on the CPU
 
   void sync() const {
     if (barrier != nullptr) barrier->wait();
   }
 };
+
+// The next piece of queue `owner` in this job: 0, 1, 2, ... without limit, each given out once.
+static inline int64_t take_piece(WorkQueue& owner, uint32_t job) {
+  uint64_t seen = owner.taken.load(std::memory_order_relaxed);
+  for (;;) {
+    const uint64_t piece = (seen >> 32) == job ? seen & 0xFFFFFFFFu : 0;
+    const uint64_t next = uint64_t{job} << 32 | (piece + 1);
+    if (owner.taken.compare_exchange_weak(seen, next, std::memory_order_relaxed)) {
+      return static_cast<int64_t>(piece);
+    }
+  }
+}
 
 struct Range {
   int64_t begin;
@@ -38,11 +60,43 @@ struct Range {
 
 // The part of [0, count) that `lane` owns, in multiples of `unit`; parts differ by one unit at
 // most.
-inline Range share(int64_t count, int64_t unit, const Lane& lane) {
+static inline Range share(int64_t count, int64_t unit, const Lane& lane) {
   const int64_t units = (count + unit - 1) / unit;
   const int64_t begin = units * lane.rank / lane.size * unit;
   const int64_t end = units * (lane.rank + 1) / lane.size * unit;
   return {begin < count ? begin : count, end < count ? end : count};
+}
+
+// Calls work(piece) for pieces 0 ... count - 1, each on some lane.
+template <typename Work>
+static inline void take_pieces(int64_t count, const Lane& lane, const Work& work) {
+  if (lane.queues == nullptr) {
+    for (int64_t piece = 0; piece < count; ++piece) work(piece);
+    return;
+  }
+  const uint32_t job = ++lane.queues[lane.rank].job;
+  for (int64_t p; (p = take_piece(lane.queues[0], job)) < count;) work(p);
+}
+
+// Calls work(begin, end) for parts of [0, count) of at most `unit`. Every lane begins with its own
+// share, in order, so that it reads one stream of memory; whoever is done helps the others.
+template <typename Work>
+static inline void take_shares(int64_t count, int64_t unit, const Lane& lane, const Work& work) {
+  if (lane.queues == nullptr) {
+    work(int64_t{0}, count);
+    return;
+  }
+  const uint32_t job = ++lane.queues[lane.rank].job;
+  for (int i = 0; i < lane.size; ++i) {
+    Lane owner = lane;
+    owner.rank = (lane.rank + i) % lane.size;
+    const Range theirs = share(count, unit, owner);
+    const int64_t pieces = (theirs.end - theirs.begin + unit - 1) / unit;
+    for (int64_t p; (p = take_piece(lane.queues[owner.rank], job)) < pieces;) {
+      const int64_t begin = theirs.begin + p * unit;
+      work(begin, begin + unit < theirs.end ? begin + unit : theirs.end);
+    }
+  }
 }
 
 }  // namespace gpt2f

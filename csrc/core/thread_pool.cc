@@ -56,7 +56,7 @@ void Barrier::wait() {
 }
 
 struct ThreadPool::State {
-  explicit State(int size) : barrier(size), done(size) {}
+  explicit State(int size) : barrier(size), done(size), queues(static_cast<size_t>(size)) {}
 
   void work(Lane lane) {
     uint32_t seen = 0;
@@ -74,6 +74,7 @@ struct ThreadPool::State {
 
   Barrier barrier;  // between the stages of one function
   Barrier done;     // at its end
+  std::vector<WorkQueue> queues;
   alignas(64) std::atomic<uint32_t> job{0};
   std::atomic<bool> stop{false};
   Raw function = nullptr;
@@ -92,7 +93,7 @@ void ThreadPool::start() {
   state_ = std::make_unique<State>(size_);
   try {
     for (int rank = 1; rank < size_; ++rank) {
-      const Lane lane{rank, size_, &state_->barrier, nullptr};
+      const Lane lane{rank, size_, &state_->barrier, state_->queues.data(), nullptr};
       state_->threads.emplace_back([state = state_.get(), lane] { state->work(lane); });
     }
   } catch (const std::system_error& error) {
@@ -124,7 +125,9 @@ void ThreadPool::run_raw(Raw function, const void* data) {
     start();
   }
   State& state = *state_;
-  const Lane lane{0, size_, size_ > 1 ? &state.barrier : nullptr, nullptr};
+  const bool alone = size_ == 1;
+  const Lane lane{0, size_, alone ? nullptr : &state.barrier, alone ? nullptr : state.queues.data(),
+                  nullptr};
   if (size_ == 1) {
     const FpState fp;
     function(data, lane);

@@ -2,7 +2,7 @@
 // time.
 //
 // Layout   core/kernels.h, CacheLayout. Lanes lie along positions for q.k and along D for p.v.
-// Work     one task per head and tile of queries of one sequence.
+// Work     one task per head and tile of queries of one sequence, taken by whichever lane is free.
 // Traffic  K and V of a head once per tile: 4 S D words' bytes; scores stay in the lane's scratch.
 // Numerics q.k in order of d; the exact maximum first, then exp, so nothing is rescaled; weights
 // are
@@ -185,25 +185,35 @@ void attend_rows(int64_t rows, const Pages& pages, const gpt2f::CacheLayout& cac
 }
 
 template <Precision P>
-void attention_of(const gpt2f::AttentionArgs& a, const Lane& lane) {
+void attention_tile(const gpt2f::AttentionArgs& a, const gpt2f::Sequence& s, int64_t head,
+                    int64_t row, float* scratch) {
   const gpt2f::CacheLayout& cache = a.cache;
   const int64_t query_row = cache.heads * cache.key_steps;
+  const int64_t rows = s.rows - row < gpt2f::kQueryTile ? s.rows - row : gpt2f::kQueryTile;
+  const Pages pages{s.blocks, cache.page_offset(a.layer, head)};
+  const int64_t r = s.row + row;
+  attend_rows<P>(rows, pages, cache, a.query + r * query_row + head * cache.key_steps, query_row,
+                 s.start + row + 1, a.scale, scratch, a.context,
+                 at<P>(a.out, r * a.stride + head * cache.head_size), a.stride);
+}
+
+template <Precision P>
+void attention_of(const gpt2f::AttentionArgs& a, const Lane& lane) {
   float* const scratch = a.scratch + lane.rank * gpt2f::scratch_floats(a.context);
-  int64_t task = 0;
-  for (int64_t i = 0; i < a.sequence_count; ++i) {
-    const gpt2f::Sequence& s = a.sequences[i];
-    for (int64_t row = 0; row < s.rows; row += gpt2f::kQueryTile) {
-      const int64_t rows = s.rows - row < gpt2f::kQueryTile ? s.rows - row : gpt2f::kQueryTile;
-      for (int64_t head = 0; head < cache.heads; ++head, ++task) {
-        if (task % lane.size != lane.rank) continue;
-        const Pages pages{s.blocks, cache.page_offset(a.layer, head)};
-        const int64_t r = s.row + row;
-        attend_rows<P>(rows, pages, cache, a.query + r * query_row + head * cache.key_steps,
-                       query_row, s.start + row + 1, a.scale, scratch, a.context,
-                       at<P>(a.out, r * a.stride + head * cache.head_size), a.stride);
-      }
+  const auto tiles_of = [](const gpt2f::Sequence& s) {
+    return (s.rows + gpt2f::kQueryTile - 1) / gpt2f::kQueryTile;
+  };
+  int64_t tasks = 0;
+  for (int64_t i = 0; i < a.sequence_count; ++i) tasks += tiles_of(a.sequences[i]) * a.cache.heads;
+  // Pieces come to a lane in rising order, so one walk over the sequences finds them all.
+  int64_t i = 0, first = 0;
+  gpt2f::take_pieces(tasks, lane, [&](int64_t task) {
+    while (task - first >= tiles_of(a.sequences[i]) * a.cache.heads) {
+      first += tiles_of(a.sequences[i++]) * a.cache.heads;
     }
-  }
+    const int64_t tile = (task - first) / a.cache.heads, head = (task - first) % a.cache.heads;
+    attention_tile<P>(a, a.sequences[i], head, tile * gpt2f::kQueryTile, scratch);
+  });
 }
 
 inline void attention(const gpt2f::AttentionArgs& a, const Lane& lane) {

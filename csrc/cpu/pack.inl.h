@@ -38,7 +38,7 @@ template <Precision P>
 void pack_of(const gpt2f::PackArgs& a, const Lane& lane) {
   constexpr int64_t kGroup = gpt2f::kGroupPanels;
   const int64_t steps = a.linear.words_per_output(P), panels = a.linear.panels();
-  const Range mine = panel_share(panels, lane);
+  const Range mine = share(panels, panel_unit(panels, lane), lane);
   alignas(64) float square[16][16];
   for (int64_t panel = mine.begin; panel < mine.end; ++panel) {
     const int64_t group = panel / kGroup * kGroup;
