@@ -153,6 +153,15 @@ py::list step(Engine& engine, std::vector<Item> items) {
   return answers;
 }
 
+// Another thread's pass may hold the engine for a while: nobody waits for it with the interpreter's
+// lock in hand.
+template <typename Work>
+int64_t unlocked(const Work& work) {
+  int64_t out = 0;
+  without_gil([&] { out = work(); });
+  return out;
+}
+
 }  // namespace
 
 void bind_engine(py::module_& m) {
@@ -167,12 +176,22 @@ void bind_engine(py::module_& m) {
            py::arg("threads"), py::arg("max_sequences"))
       .def("load", load, py::arg("name"), py::arg("array"), py::arg("dtype"))
       .def("missing", &Engine::missing)
-      .def("open", &Engine::open)
-      .def("fork", &Engine::fork, py::arg("sequence"))
-      .def("close", &Engine::close, py::arg("sequence"))
-      .def("length", &Engine::length, py::arg("sequence"))
+      .def("open", [](Engine& engine) { return unlocked([&] { return engine.open(); }); })
+      .def(
+          "fork",
+          [](Engine& engine, int64_t id) { return unlocked([&] { return engine.fork(id); }); },
+          py::arg("sequence"))
+      .def(
+          "close", [](Engine& engine, int64_t id) { without_gil([&] { engine.close(id); }); },
+          py::arg("sequence"))
+      .def(
+          "length",
+          [](Engine& engine, int64_t id) { return unlocked([&] { return engine.length(id); }); },
+          py::arg("sequence"))
       .def("step", step, py::arg("items"))
-      .def_property_readonly("free_blocks", &Engine::free_blocks)
+      .def_property_readonly(
+          "free_blocks",
+          [](Engine& engine) { return unlocked([&] { return engine.free_blocks(); }); })
       .def_property_readonly("blocks", &Engine::blocks)
       .def_property_readonly("threads", &Engine::threads)
       .def_property_readonly("isa", [](const Engine& engine) { return engine.table().name; });

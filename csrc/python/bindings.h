@@ -1,7 +1,9 @@
 // The parts of the module _C.
 #pragma once
 
+#include <cxxabi.h>
 #include <pybind11/pybind11.h>
+#include <unistd.h>
 
 #include <exception>
 #include <string>
@@ -20,7 +22,15 @@ void without_gil(const Work& work) {
   } catch (const std::exception&) {
     thrown = std::current_exception();
   }
+#if defined(__GLIBCXX__)
+  try {
+    PyEval_RestoreThread(state);
+  } catch (abi::__forced_unwind&) {  // unwinding would run destructors of Python objects: wait here
+    for (;;) pause();
+  }
+#else
   PyEval_RestoreThread(state);
+#endif
   if (thrown) std::rethrow_exception(thrown);
 }
 
