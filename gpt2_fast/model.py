@@ -40,9 +40,10 @@ class GPT2:
     parameters and seed, the weights and the precision: not on the batch, the threads, the
     instruction set or how a prompt was cut into passes.
 
-    Threads may share one model: passes run one at a time, and all calls together may hold `max_batch`
-    sequences; a call that finds none free raises CapacityError. Use it as a context manager, or call
-    `close`, to give its memory back at once; a stream that is still being read keeps it until its end.
+    Threads may share one model: passes run one at a time, and all calls together may hold
+    `max_batch` sequences; a call that finds none free raises CapacityError. Use it as a context
+    manager, or call `close`, to give its memory back at once; a stream that is still being read
+    keeps it until its end.
 
     Attributes:
         config: the shape.
