@@ -98,7 +98,10 @@ def repair_index(files: Files, choices: Choices) -> None:
 def _damaged_table(entries: list[tuple[bytes, bytes]], choices: Choices) -> bytes:
     def some(part: bytes, one_in: int) -> bytes:
         # 0, which is what a used up stream of choices gives, leaves a part alone.
-        return damaged_part(part, DICTIONARY, choices) if choices.below(one_in) == 1 else part
+        if choices.below(one_in) != 1:
+            return part
+        # Cut, so that a hundred parts that grew are not hundreds of megabytes in the fuzzer itself.
+        return damaged_part(part, DICTIONARY, choices)[: len(part) + 4096]
 
     pairs = [(b"", some(entries[0][1], 6))]
     pairs += [(some(name, 60), some(entry, 30)) for name, entry in entries[1:]]
