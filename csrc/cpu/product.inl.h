@@ -29,19 +29,19 @@ template <Precision P, int R, int N>
 }
 
 struct Block {  // one block of K of one group of panels
-  const uint32_t* w;  // first word of the block
+  const uint32_t* w;  // its first word
   int64_t w_step;
   int64_t steps;
-  bool first, last;
+  bool first;
   float* sums;  // [row][64] of this group
 };
 
 constexpr int64_t kSumStride = kLanes * gpt2f::kGroupPanels;
 
-template <Precision P, int R, int N, typename Sink>
+// Adds the block to the sums of R rows from `row` and N panels from `panel`.
+template <Precision P, int R, int N>
 [[gnu::noinline]] void product_tile(const Block& b, int panel, const uint32_t* x, int64_t x_row,
-                                    int64_t row, int64_t column, int64_t sum_row,
-                                    const Sink& sink) {
+                                    int64_t row) {
   F acc[R][N];
   for (int r = 0; r < R; ++r) {
     for (int n = 0; n < N; ++n) acc[r][n] = fset(0.0f);
@@ -51,69 +51,73 @@ template <Precision P, int R, int N, typename Sink>
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
-      float* sum = b.sums + (sum_row + r) * kSumStride + (panel + n) * kLanes;
-      F total = acc[r][n];
-      if (!b.first) total = fadd(fload(sum), total);
-      if (b.last) {
-        sink(row + r, column + (panel + n) * kLanes, total);
-      } else {
-        fstore(sum, total);
-      }
+      float* const sum = b.sums + (row + r) * kSumStride + (panel + n) * kLanes;
+      fstore(sum, b.first ? acc[r][n] : fadd(fload(sum), acc[r][n]));
     }
   }
 }
 
-template <Precision P, int R, typename Sink>
+template <Precision P, int R>
 void product_panels(const Block& b, int begin, int end, const uint32_t* x, int64_t x_row,
-                    int64_t row, int64_t column, int64_t sum_row, const Sink& sink) {
+                    int64_t row) {
   constexpr int kPanels = R == 1 ? kTilePanelsOne : kTilePanels;
   int panel = begin;
   for (; panel + kPanels <= end; panel += kPanels) {
-    product_tile<P, R, kPanels>(b, panel, x, x_row, row, column, sum_row, sink);
+    product_tile<P, R, kPanels>(b, panel, x, x_row, row);
   }
-  for (; panel < end; ++panel) {
-    product_tile<P, R, 1>(b, panel, x, x_row, row, column, sum_row, sink);
-  }
+  for (; panel < end; ++panel) product_tile<P, R, 1>(b, panel, x, x_row, row);
 }
 
-template <Precision P, int R, typename Sink>
+template <Precision P, int R>
 void product_rows(int rows, const Block& b, int begin, int end, const uint32_t* x, int64_t x_row,
-                  int64_t row, int64_t column, int64_t sum_row, const Sink& sink) {
+                  int64_t row) {
   if (rows == R) {
-    product_panels<P, R>(b, begin, end, x, x_row, row, column, sum_row, sink);
+    product_panels<P, R>(b, begin, end, x, x_row, row);
   } else if constexpr (R > 1) {
-    product_rows<P, R - 1>(rows, b, begin, end, x, x_row, row, column, sum_row, sink);
+    product_rows<P, R - 1>(rows, b, begin, end, x, x_row, row);
   }
 }
 
-// Panels [begin, end) of `linear`, for all rows. `sums` holds kRowBlock x 64 floats.
+// Sums of panels [from, to) of the group that begins at panel `group`, for `rows` rows of x.
+template <Precision P>
+void product_group(const gpt2f::PackedLinear& linear, int64_t group, int from, int to,
+                   const uint32_t* x, int64_t x_row, int64_t rows, float* sums) {
+  const int64_t steps = linear.words_per_output(P);
+  const int64_t block = gpt2f::kBlockElements / gpt2f::word_elements(P);
+  const int64_t left = linear.panels() - group;
+  const int64_t w_step = (left < gpt2f::kGroupPanels ? left : gpt2f::kGroupPanels) * kLanes;
+  const uint32_t* const words = linear.words + group * kLanes * steps;
+  for (int64_t s0 = 0; s0 < steps; s0 += block) {
+    const int64_t count = steps - s0 < block ? steps - s0 : block;
+    const Block b{words + s0 * w_step, w_step, count, s0 == 0, sums};
+    int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+    for (int64_t row = 0; row < rows; --tiles) {
+      const int take = static_cast<int>((rows - row + tiles - 1) / tiles);
+      product_rows<P, kTileRows>(take, b, from, to, x + row * x_row + s0, x_row, row);
+      row += take;
+    }
+  }
+}
+
+// Panels [begin, end) of `linear`, for all rows. `sums` holds kRowBlock x 64 floats. A column's
+// rows reach the sink in order.
 template <Precision P, typename Sink>
 void product_range(const gpt2f::PackedLinear& linear, int64_t begin, int64_t end, const void* x,
                    int64_t stride, int64_t rows, float* sums, const Sink& sink) {
   constexpr int64_t kGroup = gpt2f::kGroupPanels;
   const int64_t x_row = stride / gpt2f::word_elements(P);
-  const int64_t steps = linear.words_per_output(P);
-  const int64_t block = gpt2f::kBlockElements / gpt2f::word_elements(P);
   const uint32_t* const operand = static_cast<const uint32_t*>(x);
   for (int64_t row0 = 0; row0 < rows; row0 += gpt2f::kRowBlock) {
-    const int64_t row_end = row0 + gpt2f::kRowBlock < rows ? row0 + gpt2f::kRowBlock : rows;
+    const int64_t taken = rows - row0 < gpt2f::kRowBlock ? rows - row0 : gpt2f::kRowBlock;
     for (int64_t p0 = begin; p0 < end;) {
       const int64_t group = p0 / kGroup * kGroup;
-      const int64_t left = linear.panels() - group;
-      const int64_t width = left < kGroup ? left : kGroup;
       const int from = static_cast<int>(p0 - group);
-      const int to = static_cast<int>(end - group < width ? end - group : width);
-      const uint32_t* const words = linear.words + group * kLanes * steps;
-      for (int64_t s0 = 0; s0 < steps; s0 += block) {
-        const int64_t count = steps - s0 < block ? steps - s0 : block;
-        const Block b{
-            words + s0 * width * kLanes, width * kLanes, count, s0 == 0, s0 + count == steps, sums};
-        int64_t tiles = (row_end - row0 + kTileRows - 1) / kTileRows;
-        for (int64_t row = row0; row < row_end; --tiles) {
-          const int take = static_cast<int>((row_end - row + tiles - 1) / tiles);
-          product_rows<P, kTileRows>(take, b, from, to, operand + row * x_row + s0, x_row, row,
-                                     group * kLanes, row - row0, sink);
-          row += take;
+      const int to = static_cast<int>(end - group < kGroup ? end - group : kGroup);
+      product_group<P>(linear, group, from, to, operand + row0 * x_row, x_row, taken, sums);
+      for (int64_t row = 0; row < taken; ++row) {
+        for (int panel = from; panel < to; ++panel) {
+          sink(row0 + row, (group + panel) * kLanes,
+               fload(sums + row * kSumStride + panel * kLanes));
         }
       }
       p0 = group + to;

@@ -18,7 +18,7 @@ struct M {
   uint32_t v[16];  // all ones or zero
 };
 
-constexpr int kTileRows = 4;
+constexpr int kTileRows = 2;
 constexpr int kTilePanelsOne = 1;
 constexpr int kTilePanels = 1;
 
