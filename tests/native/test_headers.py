@@ -6,6 +6,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import pybind11
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +38,8 @@ def test_a_header_compiles_alone(header: Path, compile_commands: dict[str, list[
     command = [
         *compile_commands[model],
         *("-Werror", "-Wno-unused-function", "-Wno-unused-const-variable"),
+        # The build may have found it in an isolated environment that pip has deleted since.
+        *(("-isystem", pybind11.get_include()) if room == "python" else ()),
         *("-fsyntax-only", "-include", str(header), "-x", "c++", "/dev/null"),
     ]
     result = subprocess.run(command, check=False, capture_output=True, text=True)

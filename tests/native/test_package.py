@@ -69,7 +69,10 @@ def test_the_vocabulary_is_the_one_the_notice_names() -> None:
 
 
 def test_the_core_needs_nothing_heavy() -> None:
-    requirements = importlib.metadata.requires("gpt2_fast") or []
+    try:
+        requirements = importlib.metadata.requires("gpt2_fast") or []
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("gpt2_fast is on the path but not installed")
     plain = {
         re.split(r"[^\w-]", r)[0].replace("-", "_") for r in requirements if "extra ==" not in r
     }
