@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import hypothesis
+
+# A shell that starts a run in the background has it ignore Ctrl-C, and so all its children; some
+# tests are about Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tests run on shared machines: a slow example is no failure. CI repeats the same examples each
 # time, so that a red run can be repeated; elsewhere every run looks at new ones.

@@ -44,7 +44,10 @@ BAD_CONFIGS: dict[str, tuple[str | bytes | dict[str, Any], str]] = {
     "a million layers": ({"n_layer": 10**6}, r"n_layer must be an integer in 1\.\.1024"),
     "2**64 layers": ({"n_layer": 2**64}, "at most 63 bits"),
     "zero heads": ({"n_head": 0}, "n_head must be"),
-    "indivisible": ({"n_head": 5}, "n_embd must be divisible by n_head, got n_embd 12, n_head 5"),
+    "indivisible": (
+        {"n_head": 5},
+        "n_embd must be divisible by n_head, got n_embd 12 and n_head 5",
+    ),
     "string number": ({"n_embd": "12"}, "n_embd: wanted an integer, found '12'"),
     "float number": ({"n_embd": 12.0}, r"n_embd: wanted an integer, found 12\.0"),
     "bool number": ({"n_layer": True}, "n_layer: wanted an integer, found True"),
