@@ -158,7 +158,7 @@ class Batch:
 
     def _admit(self) -> None:
         """Open sequences for waiting samples; siblings of a prompt that is read share its pages."""
-        while self._waiting and len(self._active) < _C.MAX_ROWS:
+        while self._waiting and len(self._active) < self._engine.max_rows:
             sample = self._waiting[0]
             sibling = self._sibling(sample)
             if sibling is not None and not sibling.drawing:
@@ -183,7 +183,7 @@ class Batch:
     def _pass(self) -> Iterator[tuple[int, int, str]]:
         items: list[tuple[int, list[int], object]] = []
         taken: list[_Sample] = []
-        room = _C.MAX_ROWS
+        room = self._engine.max_rows
         for sample in sorted(self._active, key=lambda s: not s.drawing):  # drawing ones first
             if room == 0:
                 break

@@ -357,8 +357,8 @@ class GPT2:
         sequence = engine.open()
         try:
             answers = []
-            for start in range(0, len(tokens), _C.MAX_ROWS):
-                end = start + _C.MAX_ROWS
+            for start in range(0, len(tokens), engine.max_rows):
+                end = start + engine.max_rows
                 wanted = want if isinstance(want, str) else want[start:end]
                 answers += engine.step([(sequence, tokens[start:end], wanted)])
             return answers

@@ -55,8 +55,8 @@ def run_alone(engine: _C.Engine, tokens: list[int]) -> Logits:
     sequence = engine.open()
     try:
         parts = [
-            engine.step([(sequence, tokens[i : i + _C.MAX_ROWS], ALL_ROWS)])[0]
-            for i in range(0, len(tokens), _C.MAX_ROWS)
+            engine.step([(sequence, tokens[i : i + engine.max_rows], ALL_ROWS)])[0]
+            for i in range(0, len(tokens), engine.max_rows)
         ]
     finally:
         engine.close(sequence)
@@ -101,7 +101,7 @@ def run_together(engine: _C.Engine, guests: list[Guest]) -> None:
                 present.append(guest)
             items: list[tuple[int, list[int], Any]] = []
             taken = []
-            room = _C.MAX_ROWS
+            room = engine.max_rows
             for guest in present:
                 chunk = guest.next_chunk(turn, room)
                 if chunk:

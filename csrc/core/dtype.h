@@ -10,17 +10,18 @@ namespace gpt2f {
 
 enum class DType : int32_t { kF32 = 0, kBF16 = 1, kF16 = 2 };
 
-enum class Precision : int32_t { kFp32 = 0, kBf16 = 1 };
+// fp32 and bf16 name weights, activations and cache alike. fp16 likewise (CUDA only); int8 and int4
+// are groups of quantised weights with scales (engine/quantize.h), on CUDA with fp16 activations.
+enum class Precision : int32_t { kFp32 = 0, kBf16 = 1, kFp16 = 2, kInt8 = 3, kInt4 = 4 };
 
 constexpr int kLanes = 16;          // outputs of one panel, positions of one page
 constexpr int kGroupPanels = 4;     // panels interleaved in memory
 constexpr int kPagePositions = 16;  // KV positions of one page
 constexpr int kBlockElements = 128; // products are summed in blocks of this many elements of K
-constexpr int64_t kMaxRows = 256;   // new tokens of one step
 
 constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
-// Elements of K that one operand word holds.
+// Elements of an activation or the cache that one 32-bit word holds.
 constexpr int word_elements(Precision p) { return p == Precision::kFp32 ? 1 : 2; }
 constexpr int64_t words(Precision p, int64_t elements) {
   return (elements + word_elements(p) - 1) / word_elements(p);

@@ -5,22 +5,27 @@
 // Letters: R rows (new tokens of all sequences together), C width, H heads, D head size, I inner
 // width, V vocabulary, K inputs and N outputs of a product, S positions a row attends to.
 //
-// Operand: rows that a product consumes, float (fp32) or bfloat16 (bf16), with a row stride that is
-// a multiple of 16 elements and zeros behind the last one. Float rows have the same kind of stride.
-// Products are summed in blocks of kBlockElements along K, each block in order of k, the block sums
-// in order: a value depends on nothing but its own row and column.
+// Operand: rows that a product consumes, float (fp32), bfloat16 (bf16) or float16 (fp16, int8,
+// int4), with a row stride that is a multiple of KernelTable::stride_unit elements and zeros behind
+// the last one. Float rows have the same kind of stride. Products are summed in blocks of fixed
+// size along K, each block in order of k, the block sums in order: a value depends on nothing but
+// its own row and column.
+//
+// Pointers are the backend's: on CUDA everything an Args struct points to is device memory.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 
+#include "core/device.h"
 #include "core/dtype.h"
 #include "core/lane.h"
 
 namespace gpt2f {
 
-// A weight matrix as words [group][step][panel of the group][16 outputs]; a group is up to four
-// panels, a step one operand word of K. Outputs are padded to whole panels with zeros.
+// A weight matrix in the backend's own order, KernelTable::linear_words words. On the CPU: words
+// [group][step][panel of the group][16 outputs]; a group is up to four panels, a step one operand
+// word of K, outputs padded to whole panels with zeros. On CUDA: cuda/layout.h.
 struct PackedLinear {
   uint32_t* words = nullptr;
   float* bias = nullptr;  // (round_up(N, 16)), zeros behind N
@@ -28,7 +33,6 @@ struct PackedLinear {
   int64_t outputs = 0;  // N
 
   int64_t panels() const { return (outputs + kLanes - 1) / kLanes; }
-  int64_t word_count(Precision p) const { return panels() * kLanes * words_per_output(p); }
   int64_t words_per_output(Precision p) const { return gpt2f::words(p, inputs); }
 };
 
@@ -46,21 +50,23 @@ struct Sequence {
   uint32_t* const* blocks;  // block j holds positions 16 j ... 16 j + 15 of all layers and heads
 };
 
-// Where the page of one layer and head lies in a block: K words [step][16 positions], then V words
-// [position or pair of positions][round_up(D, 16)].
+// Where the page of one layer and head lies in a block, K words, then V words
+// [position or pair of positions][value_width]. K on the CPU: [step][16 positions]; on CUDA:
+// [16 positions][step], where head sizes are padded to a multiple of 32 with zeros (unit 32).
 struct CacheLayout {
   int64_t heads;  // H
   int64_t head_size;  // D
   int64_t key_steps;  // operand words of one key
   int64_t value_rows;  // 16 positions, or 8 pairs
-  int64_t value_width;  // round_up(D, 16)
+  int64_t value_width;  // D rounded up
 
-  CacheLayout(Precision p, int64_t heads_, int64_t head_size_)
+  CacheLayout(Precision p, int64_t heads_, int64_t head_size_, int64_t key_unit = 1,
+              int64_t value_unit = kLanes)
       : heads(heads_),
         head_size(head_size_),
-        key_steps(words(p, head_size_)),
+        key_steps(words(p, round_up(head_size_, key_unit))),
         value_rows(kPagePositions / word_elements(p)),
-        value_width(round_up(head_size_, kLanes)) {}
+        value_width(round_up(head_size_, value_unit)) {}
   int64_t key_words() const { return key_steps * kPagePositions; }
   int64_t page_words() const { return key_words() + value_rows * value_width; }
   int64_t block_words(int64_t layers) const { return layers * heads * page_words(); }
@@ -90,7 +96,7 @@ struct LnQkvArgs {
   int64_t stride;
   LayernormParameters norm;
   PackedLinear linear;  // C -> 3 C
-  void* normed;  // operand (kMaxRows, stride), scratch
+  void* normed;  // operand (max_rows, stride), scratch
   uint32_t* query;  // words (R, H, key_steps)
   int64_t rows;
   const int32_t* positions;  // (R)
@@ -114,6 +120,8 @@ struct AttentionArgs {
   float scale;
   float* scratch;
   int64_t context;  // n_ctx: sizes the lane's part of scratch
+  int64_t rows;  // R
+  int64_t longest;  // most rows of one sequence
 };
 
 // residual[r] += x[r] W + b.
@@ -136,12 +144,22 @@ struct LnFcGeluArgs {
   int64_t stride;
   LayernormParameters norm;
   PackedLinear linear;  // C -> I
-  void* normed;  // operand (kMaxRows, stride), scratch
+  void* normed;  // operand (max_rows, stride), scratch
   void* out;  // operand (R, out_stride)
   int64_t out_stride;
   int64_t rows;
   float* scratch;
   int64_t context;
+};
+
+struct SampleParameters;
+
+// What a backend that fuses sampling into the head knows of one part of a row of logits.
+struct HeadPart {
+  float best;  // of logit (greedy) or logit / T + noise, among the drawable
+  int32_t id;  // its token, -1 if none is above minus infinity
+  float highest;  // largest logit; NaN if one is NaN
+  float sum;  // of exp(logit - highest)
 };
 
 // logits[a] = layernorm(residual[asked[a]]) W^T, for the rows asked only.
@@ -152,12 +170,14 @@ struct LnHeadArgs {
   const int32_t* asked;  // (rows) row numbers
   LayernormParameters norm;
   PackedLinear linear;  // C -> V; its bias is zero
-  void* normed;  // operand (kMaxRows, stride), scratch
+  void* normed;  // operand (max_rows, stride), scratch
   float* logits;  // (rows, logit_stride)
   int64_t logit_stride;
   int64_t rows;
   float* scratch;
   int64_t context;
+  const SampleParameters* parameters;  // (rows) of the draw that follows; the CPU needs none
+  HeadPart* parts;  // (rows, KernelTable::head_parts), or null where there are none
 };
 
 // How to turn one row of logits into a token. See gpt2_fast/reference.py, sample, for the rules.
@@ -185,6 +205,7 @@ struct SampleArgs {
   int32_t* tokens;
   float* logprobs;
   float* scratch;  // per lane: 2 round_up(V, 16) floats
+  const HeadPart* parts;  // from ln_head, or null
 };
 
 // Copies a matrix into its packed form. Source element (k, n) is at k * k_stride + n * n_stride.
@@ -273,8 +294,18 @@ constexpr int64_t scratch_floats(int64_t context) {
   return round_up(sums > scores ? sums : scores, 1024);
 }
 
+struct ScratchShape {
+  int64_t heads, head_size, context, vocab;
+};
+
 struct KernelTable {
   const char* name;
+  int64_t max_rows;  // new tokens of one step
+  int64_t stride_unit;  // row strides are multiples of this many elements
+  int64_t key_unit, value_unit;  // of CacheLayout
+  int64_t (*linear_words)(Precision, int64_t inputs, int64_t outputs);
+  int64_t (*scratch_floats)(const ScratchShape&);  // of the scratch of all stages, per lane
+  int64_t (*head_parts)(int64_t vocab);  // 0: the head knows nothing of sampling
   void (*embed)(const EmbedArgs&, const Lane&);
   void (*ln_qkv)(const LnQkvArgs&, const Lane&);
   void (*attention)(const AttentionArgs&, const Lane&);
@@ -291,6 +322,7 @@ struct KernelTable {
   void (*op_embed)(const OpEmbedArgs&, const Lane&);
   // Sums words, a multiple of 1024: how fast this instruction set reads memory.
   uint64_t (*read)(const uint32_t* data, int64_t words);
+  const DeviceTable* device;  // null on the CPU
 };
 
 }  // namespace gpt2f

@@ -37,6 +37,23 @@ static inline float from_f16(uint16_t half) {
   return from_bits(sign | wide << 23 | mantissa << 13);
 }
 
+// Round to nearest even; beyond 65504 infinity, NaN stays NaN.
+static inline uint16_t to_f16(float value) {
+  uint32_t word;
+  std::memcpy(&word, &value, sizeof word);
+  const uint32_t sign = word >> 16 & 0x8000, magnitude = word & 0x7FFFFFFF;
+  if (magnitude > 0x7F800000) return static_cast<uint16_t>(sign | 0x7E00);
+  if (magnitude >= 0x477FF000) return static_cast<uint16_t>(sign | 0x7C00);
+  if (magnitude < 0x38800000) {  // denormal: in units of 2^-24, rounded by the addition of 2^23
+    const float units = from_bits(magnitude) * 0x1p24f + 0x1p23f;
+    uint32_t rounded;
+    std::memcpy(&rounded, &units, sizeof rounded);
+    return static_cast<uint16_t>(sign | (rounded & 0x7FFFFF));
+  }
+  const uint32_t rebased = magnitude - 0x38000000;
+  return static_cast<uint16_t>(sign | (rebased + 0xFFF + (rebased >> 13 & 1)) >> 13);
+}
+
 // Element `index` of an array of `type`, as a float.
 static inline float widen(const void* data, DType type, int64_t index) {
   if (type == DType::kF32) return static_cast<const float*>(data)[index];

@@ -19,9 +19,40 @@
 
 namespace {
 
+inline int64_t linear_words(Precision p, int64_t inputs, int64_t outputs) {
+  return round_up(outputs, kLanes) * gpt2f::words(p, inputs);
+}
+
+inline int64_t stage_scratch_floats(const gpt2f::ScratchShape& shape) {
+  return gpt2f::scratch_floats(shape.context);
+}
+
+inline int64_t no_head_parts(int64_t) { return 0; }
+
 constexpr gpt2f::KernelTable make_table(const char* name) {
-  return {name, embed,        ln_qkv,  attention, linear_residual, ln_fc_gelu, ln_head, sample,
-          pack, op_layernorm, op_gelu, op_linear, dense_attention, op_embed,   read};
+  return {name,
+          gpt2f::kRowBlock,
+          kLanes,
+          1,
+          kLanes,
+          linear_words,
+          stage_scratch_floats,
+          no_head_parts,
+          embed,
+          ln_qkv,
+          attention,
+          linear_residual,
+          ln_fc_gelu,
+          ln_head,
+          sample,
+          pack,
+          op_layernorm,
+          op_gelu,
+          op_linear,
+          dense_attention,
+          op_embed,
+          read,
+          nullptr};
 }
 
 }  // namespace

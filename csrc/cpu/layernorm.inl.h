@@ -47,12 +47,12 @@ void layernorm_row(const float* x, const gpt2f::LayernormParameters& norm, Out* 
 
 // Rows `asked` (or all, when null) of the residual as operand rows, and where they are. For a few
 // rows every lane makes its own copy, which is quicker than waiting for each other; `out` holds
-// kMaxRows rows. Otherwise rows are split and the lanes meet.
+// kRowBlock rows. Otherwise rows are split and the lanes meet.
 template <Precision P>
 const void* layernorm_rows(const float* residual, int64_t stride, const int32_t* asked,
                            const gpt2f::LayernormParameters& norm, void* out, int64_t rows,
                            int64_t width, const Lane& lane) {
-  const bool own = rows <= 4 && rows * lane.size <= gpt2f::kMaxRows;
+  const bool own = rows <= 4 && rows * lane.size <= gpt2f::kRowBlock;
   Element<P>* const to = at<P>(out, own ? lane.rank * rows * stride : 0);
   const Range mine = own ? Range{0, rows} : share(rows, 1, lane);
   for (int64_t r = mine.begin; r < mine.end; ++r) {

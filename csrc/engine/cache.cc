@@ -1,15 +1,15 @@
 #include "engine/cache.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "core/error.h"
 
 namespace gpt2f {
 
-Cache::Cache(int64_t blocks, int64_t block_words)
-    : block_words_(block_words),
-      memory_(static_cast<size_t>(blocks * block_words * 4), "KV cache"),
+Cache::Cache(Place& place, int64_t blocks, int64_t block_words)
+    : place_(place),
+      block_words_(block_words),
+      memory_(place, Region::Kind::kPlace, blocks * block_words * 4, "KV cache"),
       users_(static_cast<size_t>(blocks), 0) {
   free_.reserve(static_cast<size_t>(blocks));
   for (int64_t i = blocks; i-- > 0;) free_.push_back(memory_.as<uint32_t>() + i * block_words);
@@ -36,7 +36,7 @@ void Cache::reserve(CachedSequence& sequence, int64_t length) {
         " more blocks of 16 positions wanted, ", free_blocks(), " of ", blocks(), " are free");
   if (copy) {
     uint32_t* const own = take();
-    std::memcpy(own, sequence.blocks.back(), static_cast<size_t>(block_words_) * 4);
+    place_.copy(own, sequence.blocks.back(), block_words_ * 4);
     --users(sequence.blocks.back());
     sequence.blocks.back() = own;
   }

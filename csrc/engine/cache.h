@@ -4,8 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/buffer.h"
-#include "core/kernels.h"
+#include "engine/place.h"
 
 namespace gpt2f {
 
@@ -16,7 +15,7 @@ struct CachedSequence {
 
 class Cache {
  public:
-  Cache(int64_t blocks, int64_t block_words);
+  Cache(Place& place, int64_t blocks, int64_t block_words);
 
   // Makes room for positions up to `length`; a shared last block is copied before it is written.
   // Throws Error (kCapacity) and changes nothing when the blocks do not suffice.
@@ -31,8 +30,9 @@ class Cache {
   uint32_t* take();
   int32_t& users(const uint32_t* block);
 
+  Place& place_;
   int64_t block_words_;
-  Buffer memory_;
+  Region memory_;
   std::vector<int32_t> users_;    // sequences that hold a block
   std::vector<uint32_t*> free_;   // lowest address last, so that memory stays compact
 };

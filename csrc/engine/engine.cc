@@ -1,6 +1,7 @@
 #include "engine/engine.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <set>
 
@@ -10,36 +11,54 @@
 namespace gpt2f {
 namespace {
 
-// Refuses a model that cannot fit before any of it is allocated. The cache is committed as it is
-// used, so only one sequence of it counts.
-const Shape& fitting(const Shape& shape, Precision precision, int threads, int64_t max_sequences) {
-  const Plan plan = make_plan(shape, precision, threads, max_sequences);
-  const auto available = static_cast<int64_t>(available_memory());
-  const int64_t least = plan.weights + plan.scratch + plan.cache / max_sequences;
-  check(available == 0 || least <= available, ErrorKind::kCapacity, "memory: weights take ",
-        plan.weights, " bytes, scratch ", plan.scratch, ", the cache of one sequence ",
-        plan.cache / max_sequences, "; only ", available, " are available");
+// Refuses a model that cannot fit before any of it is allocated. The host's cache is committed as
+// it is used, so only one sequence of it counts there; a device's is allocated whole.
+const Shape& fitting(const Shape& shape, Precision precision, Place& place, int threads,
+                     int64_t max_sequences) {
+  const Plan plan = make_plan(shape, precision, place.table(), threads, max_sequences);
+  const auto available =
+      place.remote() ? place.free_memory() : static_cast<int64_t>(available_memory());
+  const int64_t cache = place.remote() ? plan.cache : plan.cache / max_sequences;
+  check(available == 0 || plan.weights + plan.scratch + cache <= available, ErrorKind::kCapacity,
+        place.remote() ? "device memory: " : "memory: ", "weights take ", plan.weights,
+        " bytes, scratch ", plan.scratch,
+        place.remote() ? ", the cache of max_batch sequences " : ", the cache of one sequence ",
+        cache, "; only ", available, " are available");
   return shape;
+}
+
+bool recording_wanted(const Place& place) {
+  const char* const set = std::getenv("GPT2_FAST_CUDA_GRAPHS");
+  return place.remote() && (set == nullptr || std::strcmp(set, "0") != 0);
 }
 
 }  // namespace
 
-Engine::Engine(const Shape& shape, Precision precision, const KernelTable& table, int threads,
-               int64_t max_sequences)
-    : shape_(fitting(shape, precision, threads, max_sequences)),
+Engine::Engine(const Shape& shape, Precision precision, const KernelTable& table, int device,
+               int threads, int64_t max_sequences)
+    : shape_(shape),
       precision_(precision),
       table_(table),
-      pool_(threads),
-      weights_(shape, precision),
-      scratch_(shape, precision, threads),
-      layout_(precision, shape.heads, shape.head_size()),
-      cache_(max_sequences * ((shape.context + kPagePositions - 1) / kPagePositions),
+      place_(table, device, precision, threads),
+      weights_(fitting(shape_, precision, place_, threads, max_sequences), precision, place_),
+      scratch_(shape, precision, place_, max_sequences),
+      layout_(shape.cache(precision, table)),
+      cache_(place_, max_sequences * ((shape.context + kPagePositions - 1) / kPagePositions),
              layout_.block_words(shape.layers)),
-      max_sequences_(max_sequences) {}
+      max_sequences_(max_sequences),
+      record_(recording_wanted(place_)) {}
+
+Engine::~Engine() {
+  const PlaceGuard guard(place_);
+  for (const auto& [sequences, recording] : recordings_) {
+    if (recording != nullptr) place_.discard(recording);
+  }
+}
 
 void Engine::load(const std::string& name, const StoredTensor& tensor) {
   const std::lock_guard lock(mutex_);
-  weights_.load(name, tensor, table_, pool_);
+  const PlaceGuard guard(place_);
+  weights_.load(name, tensor);
 }
 
 CachedSequence& Engine::find(int64_t sequence) {
@@ -82,7 +101,7 @@ int64_t Engine::free_blocks() {
 
 void Engine::check_items(std::span<StepItem> items) {
   std::set<int64_t> seen;
-  int64_t rows = 0;
+  int64_t rows = 0, wishes = 0;
   for (const StepItem& item : items) {
     const int64_t length = find(item.sequence).length;
     const auto count = static_cast<int64_t>(item.tokens.size());
@@ -103,49 +122,76 @@ void Engine::check_items(std::span<StepItem> items) {
             "target: ", wish.parameters.target, " is outside 0..", shape_.vocab - 1);
     }
     rows += count;
+    wishes += static_cast<int64_t>(item.wishes.size());
   }
-  check(rows <= kMaxRows, ErrorKind::kParameter, "tokens: ", rows, " in one step; at most ",
-        kMaxRows);
+  check(rows <= table_.max_rows, ErrorKind::kParameter, "tokens: ", rows, " in one step; at most ",
+        table_.max_rows);
+  check(wishes <= table_.max_rows, ErrorKind::kParameter, "wishes: ", wishes,
+        " in one step; at most ", table_.max_rows);
   const std::vector<std::string> unloaded = weights_.missing();
   check(unloaded.empty(), ErrorKind::kCheckpoint, "weights: ", unloaded.size(),
         " parameters were not loaded, among them ", unloaded.empty() ? "" : unloaded.front());
 }
 
-void Engine::gather(std::span<StepItem> items) {
-  batch_.rows = 0;
-  batch_.sequences.clear();
-  batch_.asked.clear();
+// Rows in the order of items; of the asked, those that draw first.
+void Engine::count(std::span<StepItem> items) {
+  batch_ = {};
+  batch_.sequences = static_cast<int64_t>(items.size());
   for (StepItem& item : items) {
-    CachedSequence& cached = find(item.sequence);
-    const auto count = static_cast<int32_t>(item.tokens.size());
-    cache_.reserve(cached, cached.length + count);
-    const auto row = static_cast<int32_t>(batch_.rows);
-    batch_.sequences.push_back(
-        {row, count, static_cast<int32_t>(cached.length), cached.blocks.data()});
-    for (int32_t t = 0; t < count; ++t) {
-      scratch_.tokens[row + t] = item.tokens[static_cast<size_t>(t)];
-      const auto position = static_cast<int32_t>(cached.length) + t;
-      scratch_.positions[row + t] = position;
-      scratch_.blocks[row + t] = cached.blocks[static_cast<size_t>(position / kPagePositions)];
-    }
     for (Wish& wish : item.wishes) {
-      batch_.asked.push_back({row + static_cast<int32_t>(wish.row), &wish});
+      batch_.asked.push_back(
+          {static_cast<int32_t>(batch_.rows) + static_cast<int32_t>(wish.row), &wish});
     }
-    batch_.rows += count;
+    const auto rows = static_cast<int64_t>(item.tokens.size());
+    batch_.rows += rows;
+    batch_.longest = std::max(batch_.longest, rows);
+  }
+  const auto logits =
+      std::stable_partition(batch_.asked.begin(), batch_.asked.end(),
+                            [](const Asked& a) { return a.wish->logits == nullptr; });
+  batch_.draws = logits - batch_.asked.begin();
+}
+
+Control Engine::control_at(std::byte* memory) const {
+  return {memory, batch_.rows, batch_.sequences, static_cast<int64_t>(batch_.asked.size()),
+          (shape_.context + kPagePositions - 1) / kPagePositions};
+}
+
+void Engine::gather(std::span<StepItem> items) {
+  const Control host = control_at(scratch_.host_control), there = control_at(scratch_.control);
+  const int64_t width = (shape_.context + kPagePositions - 1) / kPagePositions;
+  int32_t row = 0;
+  for (size_t i = 0; i < items.size(); ++i) {
+    CachedSequence& cached = find(items[i].sequence);
+    const auto rows = static_cast<int32_t>(items[i].tokens.size());
+    const auto start = static_cast<int32_t>(cached.length);
+    cache_.reserve(cached, start + rows);
+    const int64_t table = static_cast<int64_t>(i) * width;
+    std::copy(cached.blocks.begin(), cached.blocks.end(), host.tables + table);
+    host.sequences[i] = {row, rows, start, there.tables + table};
+    for (int32_t t = 0; t < rows; ++t) {
+      host.tokens[row + t] = items[i].tokens[static_cast<size_t>(t)];
+      host.positions[row + t] = start + t;
+      host.blocks[row + t] = cached.blocks[static_cast<size_t>((start + t) / kPagePositions)];
+    }
+    row += rows;
+  }
+  for (size_t a = 0; a < batch_.asked.size(); ++a) {
+    host.asked[a] = batch_.asked[a].row;
+    host.parameters[a] = batch_.asked[a].wish->parameters;
   }
 }
 
-void Engine::attend_layer(int64_t i, const Lane& lane) {
+void Engine::attend_layer(int64_t i, const Control& control, const Lane& lane) {
   const Layer& layer = weights_.layer(i);
-  const Sequence* const sequences = batch_.sequences.data();
-  const auto count = static_cast<int64_t>(batch_.sequences.size());
   table_.ln_qkv({precision_, scratch_.residual, scratch_.stride, layer.ln_1, layer.qkv,
-                 scratch_.normed, scratch_.query, batch_.rows, scratch_.positions, scratch_.blocks,
+                 scratch_.normed, scratch_.query, batch_.rows, control.positions, control.blocks,
                  layout_, i, scratch_.lanes, shape_.context},
                 lane);
   lane.sync();
-  table_.attention({precision_, scratch_.query, scratch_.attended, scratch_.stride, sequences,
-                    count, layout_, i, shape_.attention_scale(i), scratch_.lanes, shape_.context},
+  table_.attention({precision_, scratch_.query, scratch_.attended, scratch_.stride,
+                    control.sequences, batch_.sequences, layout_, i, shape_.attention_scale(i),
+                    scratch_.lanes, shape_.context, batch_.rows, batch_.longest},
                    lane);
   lane.sync();
   table_.linear_residual(
@@ -156,13 +202,14 @@ void Engine::attend_layer(int64_t i, const Lane& lane) {
 }
 
 void Engine::forward(const Lane& lane) {
+  const Control control = control_at(scratch_.control);
   table_.embed(
-      {precision_, scratch_.tokens, scratch_.positions, weights_.embedding_rows(), weights_.head(),
+      {precision_, control.tokens, control.positions, weights_.embedding_rows(), weights_.head(),
        weights_.positions(), scratch_.stride, scratch_.residual, batch_.rows, shape_.width},
       lane);
   lane.sync();
   for (int64_t i = 0; i < shape_.layers; ++i) {
-    attend_layer(i, lane);
+    attend_layer(i, control, lane);
     const Layer& layer = weights_.layer(i);
     table_.ln_fc_gelu(
         {precision_, scratch_.residual, scratch_.stride, layer.ln_2, layer.fc, scratch_.normed,
@@ -175,39 +222,68 @@ void Engine::forward(const Lane& lane) {
         lane);
     lane.sync();
   }
-  answer(lane);
+  answer(control, lane);
 }
 
-// Logits exist for kLogitRows rows at a time: copied out where they were wished, else drawn from.
-void Engine::answer(const Lane& lane) {
+// Logits exist for kLogitRows rows at a time: drawn from, or handed out where they were wished.
+void Engine::answer(const Control& control, const Lane& lane) {
   const auto total = static_cast<int64_t>(batch_.asked.size());
   for (int64_t begin = 0; begin < total; begin += kLogitRows) {
     const int64_t rows = std::min(kLogitRows, total - begin);
-    table_.ln_head({precision_, scratch_.residual, scratch_.stride, asked_rows_.data() + begin,
+    table_.ln_head({precision_, scratch_.residual, scratch_.stride, control.asked + begin,
                     weights_.final_norm(), weights_.head(), scratch_.normed, scratch_.logits,
-                    scratch_.logit_stride, rows, scratch_.lanes, shape_.context},
+                    scratch_.logit_stride, rows, scratch_.lanes, shape_.context,
+                    control.parameters + begin, scratch_.parts},
                    lane);
     lane.sync();
+    draw(control, begin, std::clamp<int64_t>(batch_.draws - begin, 0, rows), lane);
     const Range mine = share(rows, 1, lane);
-    for (int64_t r = mine.begin; r < mine.end; ++r) {
-      const auto index = static_cast<size_t>(begin + r);
-      const float* const logits = scratch_.logits + r * scratch_.logit_stride;
-      float* const out = batch_.asked[index].wish->logits;
-      if (out != nullptr) {
-        std::memcpy(out, logits, static_cast<size_t>(shape_.vocab) * sizeof(float));
-        continue;
-      }
-      const SampleArgs args{logits,
-                            scratch_.logit_stride,
-                            1,
-                            shape_.vocab,
-                            parameters_.data() + index,
-                            tokens_.data() + index,
-                            logprobs_.data() + index,
-                            scratch_.draw + lane.rank * 2 * scratch_.logit_stride};
-      table_.sample(args, Lane{});
+    for (int64_t r = std::max(mine.begin, batch_.draws - begin); r < mine.end; ++r) {
+      place_.download(batch_.asked[static_cast<size_t>(begin + r)].wish->logits,
+                      scratch_.logits + r * scratch_.logit_stride, shape_.vocab * 4);
     }
     lane.sync();
+  }
+}
+
+void Engine::draw(const Control& control, int64_t begin, int64_t rows, const Lane& lane) {
+  if (rows == 0) return;
+  table_.sample(
+      {scratch_.logits, scratch_.logit_stride, rows, shape_.vocab, control.parameters + begin,
+       control.drawn + begin, control.logprobs + begin, scratch_.draw, scratch_.parts},
+      lane);
+}
+
+// The copies and kernels of one step.
+void Engine::enqueue() {
+  const Control host = control_at(scratch_.host_control);
+  place_.upload(scratch_.control, scratch_.host_control, host.answers);
+  place_.run([this](const Lane& lane) { forward(lane); });
+  place_.download(scratch_.host_control + host.answers, scratch_.control + host.answers,
+                  host.bytes - host.answers);
+}
+
+// A decode step, in which every sequence draws its next token, differs from the last one of as many
+// sequences in its control data only: a device records it once and replays it.
+void Engine::run() {
+  const bool decode = batch_.rows == batch_.sequences && batch_.draws == batch_.rows &&
+                      batch_.draws == static_cast<int64_t>(batch_.asked.size());
+  if (!record_ || !decode) {
+    enqueue();
+  } else if (const auto [at, first] = recordings_.try_emplace(batch_.rows, nullptr); first) {
+    enqueue();
+  } else {
+    if (at->second == nullptr) at->second = place_.record([this] { enqueue(); });
+    place_.replay(at->second);
+  }
+  place_.finish();
+}
+
+void Engine::hand_out() {
+  const Control host = control_at(scratch_.host_control);
+  for (size_t i = 0; i < static_cast<size_t>(batch_.draws); ++i) {
+    batch_.asked[i].wish->token = host.drawn[i];
+    batch_.asked[i].wish->logprob = host.logprobs[i];
   }
 }
 
@@ -215,20 +291,16 @@ void Engine::step(std::span<StepItem> items) {
   const std::lock_guard lock(mutex_);
   check_items(items);
   if (items.empty()) return;
-  gather(items);
-  asked_rows_.clear();
-  parameters_.clear();
-  for (const Asked& asked : batch_.asked) {
-    asked_rows_.push_back(asked.row);
-    parameters_.push_back(asked.wish->parameters);
+  const PlaceGuard guard(place_);
+  count(items);
+  try {
+    gather(items);
+    run();
+  } catch (...) {
+    place_.drain();  // what is under way still reads and writes the callers' memory
+    throw;
   }
-  tokens_.assign(batch_.asked.size(), -1);
-  logprobs_.assign(batch_.asked.size(), 0.0f);
-  pool_.run([this](const Lane& lane) { forward(lane); });
-  for (size_t i = 0; i < batch_.asked.size(); ++i) {
-    batch_.asked[i].wish->token = tokens_[i];
-    batch_.asked[i].wish->logprob = logprobs_[i];
-  }
+  hand_out();
   for (const StepItem& item : items) {
     find(item.sequence).length += static_cast<int64_t>(item.tokens.size());
   }

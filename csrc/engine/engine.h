@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "core/kernels.h"
-#include "core/thread_pool.h"
 #include "engine/cache.h"
+#include "engine/place.h"
 #include "engine/scratch.h"
 #include "engine/shape.h"
 #include "engine/weights.h"
@@ -34,8 +34,10 @@ struct StepItem {
 
 class Engine {
  public:
-  Engine(const Shape& shape, Precision precision, const KernelTable& table, int threads,
+  // `device` counts the devices of the table's backend.
+  Engine(const Shape& shape, Precision precision, const KernelTable& table, int device, int threads,
          int64_t max_sequences);
+  ~Engine();
 
   void load(const std::string& name, const StoredTensor& tensor);
   std::vector<std::string> missing() const { return weights_.missing(); }
@@ -52,7 +54,8 @@ class Engine {
 
   const Shape& shape() const { return shape_; }
   const KernelTable& table() const { return table_; }
-  int threads() const { return pool_.size(); }
+  int threads() { return place_.pool().size(); }
+  int64_t recordings() const { return static_cast<int64_t>(recordings_.size()); }
   int64_t free_blocks();
   int64_t blocks() const { return cache_.blocks(); }
 
@@ -61,23 +64,32 @@ class Engine {
     int32_t row;  // among all rows
     Wish* wish;
   };
+  // One step: what it holds, and the same on the host and where the kernels run.
   struct Batch {
     int64_t rows = 0;
-    std::vector<Sequence> sequences;
+    int64_t sequences = 0;
+    int64_t longest = 0;  // most rows of one sequence
+    int64_t draws = 0;  // of the asked rows; those that want logits stand behind them
     std::vector<Asked> asked;
   };
 
   CachedSequence& find(int64_t sequence);
   void check_items(std::span<StepItem> items);
+  void count(std::span<StepItem> items);
+  Control control_at(std::byte* memory) const;
   void gather(std::span<StepItem> items);
+  void run();
+  void enqueue();
   void forward(const Lane& lane);
-  void attend_layer(int64_t layer, const Lane& lane);
-  void answer(const Lane& lane);
+  void attend_layer(int64_t layer, const Control& control, const Lane& lane);
+  void answer(const Control& control, const Lane& lane);
+  void draw(const Control& control, int64_t begin, int64_t rows, const Lane& lane);
+  void hand_out();
 
   const Shape shape_;
   const Precision precision_;
   const KernelTable& table_;
-  ThreadPool pool_;
+  Place place_;
   Weights weights_;
   Scratch scratch_;
   const CacheLayout layout_;
@@ -86,10 +98,10 @@ class Engine {
   int64_t next_id_ = 0;
   std::map<int64_t, CachedSequence> sequences_;
   Batch batch_;
-  std::vector<int32_t> asked_rows_;
-  std::vector<SampleParameters> parameters_;
-  std::vector<int32_t> tokens_;
-  std::vector<float> logprobs_;
+  // Decode steps of a device, by number of sequences; null after the first of its kind, which runs
+  // as it is, so that everything is loaded before it is recorded.
+  const bool record_;
+  std::map<int64_t, Recording*> recordings_;
   std::mutex mutex_;  // one caller at a time
 };
 

@@ -32,15 +32,15 @@ void Shape::validate() const {
         "layer_norm_epsilon must be in (0, 1), got ", eps);
 }
 
-Plan make_plan(const Shape& shape, Precision precision, int threads, int64_t max_sequences) {
+Plan make_plan(const Shape& shape, Precision precision, const KernelTable& table, int threads,
+               int64_t max_sequences) {
   shape.validate();
   check(max_sequences >= 1 && max_sequences <= 65536, ErrorKind::kParameter,
         "max_batch must be in 1..65536, got ", max_sequences);
-  const CacheLayout cache(precision, shape.heads, shape.head_size());
-  const int64_t block = cache.block_words(shape.layers) * 4;
+  const int64_t block = shape.cache(precision, table).block_words(shape.layers) * 4;
   const int64_t blocks = max_sequences * ((shape.context + kPagePositions - 1) / kPagePositions);
-  return {Weights::bytes(shape, precision), blocks * block, block,
-          Scratch::bytes(shape, precision, threads)};
+  return {Weights::bytes(shape, precision, table), blocks * block, block,
+          Scratch::bytes(shape, precision, table, threads, max_sequences)};
 }
 
 }  // namespace gpt2f

@@ -18,6 +18,9 @@ struct Shape {
   int64_t head_size() const { return width / heads; }
   float attention_scale(int64_t layer) const;
   void validate() const;  // throws Error (kParameter)
+  CacheLayout cache(Precision precision, const KernelTable& table) const {
+    return {precision, heads, head_size(), table.key_unit, table.value_unit};
+  }
 };
 
 // Bytes of each part, fixed before anything is allocated.
@@ -31,6 +34,7 @@ struct Plan {
 
 constexpr int64_t kLogitRows = 64;  // rows whose logits exist at the same time
 
-Plan make_plan(const Shape& shape, Precision precision, int threads, int64_t max_sequences);
+Plan make_plan(const Shape& shape, Precision precision, const KernelTable& table, int threads,
+               int64_t max_sequences);
 
 }  // namespace gpt2f

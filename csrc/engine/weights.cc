@@ -11,7 +11,7 @@ namespace gpt2f {
 // Hands out parts of one allocation; without memory it only counts.
 class Weights::Arena {
  public:
-  explicit Arena(std::byte* memory) : memory_(memory) {}
+  Arena(const KernelTable& table, std::byte* memory) : table_(table), memory_(memory) {}
 
   template <typename T>
   T* take(int64_t count) {
@@ -22,47 +22,42 @@ class Weights::Arena {
   PackedLinear linear(Precision p, int64_t inputs, int64_t outputs) {
     PackedLinear out{nullptr, nullptr, inputs, outputs};
     out.bias = take<float>(round_up(outputs, kLanes));
-    out.words = take<uint32_t>(out.word_count(p));
+    out.words = take<uint32_t>(table_.linear_words(p, inputs, outputs));
     return out;
   }
   LayernormParameters norm(int64_t width, float eps) {
-    float* const weight = take<float>(round_up(width, kLanes));
-    float* const bias = take<float>(round_up(width, kLanes));
+    float* const weight = take<float>(round_up(width, table_.stride_unit));
+    float* const bias = take<float>(round_up(width, table_.stride_unit));
     return {weight, bias, eps};
   }
   int64_t used() const { return used_; }
 
  private:
+  const KernelTable& table_;
   std::byte* memory_;
   int64_t used_ = 0;
 };
 
-namespace {
-
-int64_t row_words(Precision p, int64_t width) { return round_up(width, kLanes) / word_elements(p); }
-
-}  // namespace
-
-Weights::Weights(const Shape& shape, Precision precision) : shape_(shape), precision_(precision) {
-  memory_ = Buffer(static_cast<size_t>(bytes(shape, precision)), "weights");
-  Arena arena(memory_.as<std::byte>());
+Weights::Weights(const Shape& shape, Precision precision, Place& place)
+    : shape_(shape), precision_(precision), table_(place.table()), place_(&place) {
+  memory_ = std::make_unique<Region>(place, Region::Kind::kPlace,
+                                     bytes(shape, precision, place.table()), "weights");
+  Arena arena(table_, memory_->as<std::byte>());
   lay_out(arena);
   name_targets();
 }
 
-int64_t Weights::bytes(const Shape& shape, Precision precision) {
-  Weights counter(shape, precision, nullptr);
-  Arena arena(nullptr);
+int64_t Weights::bytes(const Shape& shape, Precision precision, const KernelTable& table) {
+  Weights counter(shape, precision, table);
+  Arena arena(table, nullptr);
   counter.lay_out(arena);
   return arena.used();
 }
 
 void Weights::lay_out(Arena& arena) {
-  const int64_t c = shape_.width;
-  positions_ = arena.take<uint32_t>(shape_.context * row_words(precision_, c));
-  if (!shape_.tied) {
-    embedding_rows_ = arena.take<uint32_t>(shape_.vocab * row_words(precision_, c));
-  }
+  const int64_t c = shape_.width, row_words = stride() / word_elements(precision_);
+  positions_ = arena.take<uint32_t>(shape_.context * row_words);
+  if (!shape_.tied) embedding_rows_ = arena.take<uint32_t>(shape_.vocab * row_words);
   layers_.resize(static_cast<size_t>(shape_.layers));
   for (Layer& layer : layers_) {
     layer.ln_1 = arena.norm(c, shape_.eps);
@@ -107,8 +102,7 @@ void Weights::name_targets() {
   }
 }
 
-void Weights::load(const std::string& name, const StoredTensor& tensor, const KernelTable& table,
-                   ThreadPool& pool) {
+void Weights::load(const std::string& name, const StoredTensor& tensor) {
   const auto found = targets_.find(name);
   check(found != targets_.end(), ErrorKind::kParameter, "load: no parameter is called '", name,
         "'");
@@ -116,7 +110,7 @@ void Weights::load(const std::string& name, const StoredTensor& tensor, const Ke
   check(tensor.shape == target.shape, ErrorKind::kParameter, "load: ", name, " must have shape ",
         shape_text(target.shape), ", got ", shape_text(tensor.shape));
   if (target.linear != nullptr) {
-    load_linear(name, tensor, target, table, pool);
+    load_linear(name, tensor, target);
   } else if (target.values != nullptr) {
     load_values(name, tensor, target);
   } else {
@@ -132,44 +126,79 @@ namespace {
                                           "; weights must be finite"));
 }
 
+[[noreturn]] void fail_range(const std::string& name, int64_t index, float value) {
+  throw Error(ErrorKind::kCheckpoint, cat("tensor '", name, "': element ", index, " is ", value,
+                                          ", beyond float16's 65504; use precision 'bf16'"));
+}
+
 }  // namespace
 
-void Weights::load_linear(const std::string& name, const StoredTensor& tensor, Target& target,
-                          const KernelTable& table, ThreadPool& pool) {
-  const int64_t columns = tensor.shape[1];
-  std::atomic<int64_t> bad{INT64_MAX};
-  const PackArgs args{precision_,
-                      tensor.data,
-                      tensor.type,
-                      target.transposed ? 1 : columns,
-                      target.transposed ? columns : 1,
-                      *target.linear,
-                      &bad};
-  pool.run([&](const Lane& lane) { table.pack(args, lane); });
-  const int64_t index = bad.load();
-  if (index != INT64_MAX) fail_bad(name, index, widen(tensor.data, tensor.type, index));
-}
-
-void Weights::load_values(const std::string& name, const StoredTensor& tensor, Target& target) {
-  for (int64_t i = 0; i < tensor.shape[0]; ++i) {
-    target.values[i] = widen(tensor.data, tensor.type, i);
-    if (!std::isfinite(target.values[i])) fail_bad(name, i, target.values[i]);
+// fill(memory) writes the bytes where the host can reach them; then they go to `to`.
+template <typename Fill>
+void Weights::place_bytes(void* to, int64_t bytes, const Fill& fill) {
+  if (!place_->remote()) {
+    fill(to);
+    return;
   }
+  const Buffer staging(static_cast<size_t>(bytes), "weights in preparation");
+  fill(staging.as<void>());
+  place_->upload(to, staging.as<void>(), bytes);
+  place_->finish();
 }
 
-void Weights::load_rows(const std::string& name, const StoredTensor& tensor, Target& target) {
-  const int64_t width = tensor.shape[1], stride = round_up(width, kLanes);
-  for (int64_t r = 0; r < tensor.shape[0]; ++r) {
-    for (int64_t c = 0; c < width; ++c) {
-      const float value = widen(tensor.data, tensor.type, r * width + c);
-      if (!std::isfinite(value)) fail_bad(name, r * width + c, value);
+void Weights::load_linear(const std::string& name, const StoredTensor& tensor,
+                          const Target& target) {
+  const int64_t columns = tensor.shape[1];
+  const PackedLinear& linear = *target.linear;
+  std::atomic<int64_t> bad{INT64_MAX};
+  const auto fill = [&](void* memory) {
+    PackArgs args{precision_,
+                  tensor.data,
+                  tensor.type,
+                  target.transposed ? 1 : columns,
+                  target.transposed ? columns : 1,
+                  linear,
+                  &bad};
+    args.linear.words = static_cast<uint32_t*>(memory);
+    place_->pool().run([&](const Lane& lane) { table_.pack(args, lane); });
+  };
+  place_bytes(linear.words, table_.linear_words(precision_, linear.inputs, linear.outputs) * 4,
+              fill);
+  const int64_t index = bad.load();
+  if (index == INT64_MAX) return;
+  const float value = widen(tensor.data, tensor.type, index);
+  if (std::isfinite(value)) fail_range(name, index, value);
+  fail_bad(name, index, value);
+}
+
+void Weights::load_values(const std::string& name, const StoredTensor& tensor,
+                          const Target& target) {
+  place_bytes(target.values, tensor.shape[0] * 4, [&](void* memory) {
+    float* const values = static_cast<float*>(memory);
+    for (int64_t i = 0; i < tensor.shape[0]; ++i) {
+      values[i] = widen(tensor.data, tensor.type, i);
+      if (!std::isfinite(values[i])) fail_bad(name, i, values[i]);
+    }
+  });
+}
+
+void Weights::load_rows(const std::string& name, const StoredTensor& tensor, const Target& target) {
+  const int64_t width = tensor.shape[1], row = stride(), rows = tensor.shape[0];
+  place_bytes(target.rows, rows * row * 4 / word_elements(precision_), [&](void* memory) {
+    for (int64_t i = 0; i < rows * width; ++i) {
+      const float value = widen(tensor.data, tensor.type, i);
+      if (!std::isfinite(value)) fail_bad(name, i, value);
+      const int64_t at = i / width * row + i % width;
       if (precision_ == Precision::kFp32) {
-        static_cast<float*>(target.rows)[r * stride + c] = value;
+        static_cast<float*>(memory)[at] = value;
+      } else if (precision_ == Precision::kBf16) {
+        static_cast<uint16_t*>(memory)[at] = to_bf16(value);
       } else {
-        static_cast<uint16_t*>(target.rows)[r * stride + c] = to_bf16(value);
+        if (!(std::fabs(value) < 65520.0f)) fail_range(name, i, value);
+        static_cast<uint16_t*>(memory)[at] = to_f16(value);
       }
     }
-  }
+  });
 }
 
 std::vector<std::string> Weights::missing() const {

@@ -4,12 +4,12 @@
 
 #include <cstddef>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
-#include "core/buffer.h"
 #include "core/kernels.h"
-#include "core/thread_pool.h"
+#include "engine/place.h"
 #include "engine/shape.h"
 
 namespace gpt2f {
@@ -27,15 +27,14 @@ struct Layer {
 
 class Weights {
  public:
-  Weights(const Shape& shape, Precision precision);
+  Weights(const Shape& shape, Precision precision, Place& place);
 
-  static int64_t bytes(const Shape& shape, Precision precision);
+  static int64_t bytes(const Shape& shape, Precision precision, const KernelTable& table);
 
   // Packs one parameter, named as in Hugging Face checkpoints without `transformer.`; linear
   // weights are [in, out]. Throws Error: kParameter for an unknown name or wrong shape, kCheckpoint
   // for a NaN or an infinity.
-  void load(const std::string& name, const StoredTensor& tensor, const KernelTable& table,
-            ThreadPool& pool);
+  void load(const std::string& name, const StoredTensor& tensor);
   std::vector<std::string> missing() const;
 
   const Layer& layer(int64_t i) const { return layers_[static_cast<size_t>(i)]; }
@@ -56,19 +55,23 @@ class Weights {
   class Arena;
 
   // For counting bytes only: has no memory.
-  Weights(const Shape& shape, Precision precision, std::nullptr_t)
-      : shape_(shape), precision_(precision) {}
+  Weights(const Shape& shape, Precision precision, const KernelTable& table)
+      : shape_(shape), precision_(precision), table_(table) {}
 
   void lay_out(Arena& arena);
   void name_targets();
-  void load_linear(const std::string& name, const StoredTensor& tensor, Target& target,
-                   const KernelTable& table, ThreadPool& pool);
-  void load_values(const std::string& name, const StoredTensor& tensor, Target& target);
-  void load_rows(const std::string& name, const StoredTensor& tensor, Target& target);
+  int64_t stride() const { return round_up(shape_.width, table_.stride_unit); }
+  void load_linear(const std::string& name, const StoredTensor& tensor, const Target& target);
+  void load_values(const std::string& name, const StoredTensor& tensor, const Target& target);
+  void load_rows(const std::string& name, const StoredTensor& tensor, const Target& target);
+  template <typename Fill>
+  void place_bytes(void* to, int64_t bytes, const Fill& fill);
 
   Shape shape_;
   Precision precision_;
-  Buffer memory_;
+  const KernelTable& table_;
+  Place* place_ = nullptr;
+  std::unique_ptr<Region> memory_;
   std::vector<Layer> layers_;
   LayernormParameters final_norm_{};
   PackedLinear head_;

@@ -10,6 +10,7 @@
 #include "engine/engine.h"
 #include "python/arg.h"
 #include "python/bindings.h"
+#include "python/cuda_backend.h"
 
 namespace py = pybind11;
 
@@ -18,10 +19,28 @@ namespace {
 
 using Logits = py::array_t<float>;
 
-Precision precision_of(const std::string& name) {
-  check(name == "fp32" || name == "bf16", ErrorKind::kParameter,
-        "precision must be 'fp32' or 'bf16', got '", name, "'");
-  return name == "fp32" ? Precision::kFp32 : Precision::kBf16;
+// The backend of a device, by its instruction set on the CPU.
+const KernelTable& table_of(const std::string& device, const std::string& isa) {
+  return device == "cuda" ? *cuda_table() : *find_table(isa);
+}
+
+Precision precision_of(const std::string& name, const std::string& device) {
+  static const std::pair<const char*, Precision> kNames[] = {{"fp32", Precision::kFp32},
+                                                             {"bf16", Precision::kBf16},
+                                                             {"fp16", Precision::kFp16},
+                                                             {"int8", Precision::kInt8},
+                                                             {"int4", Precision::kInt4}};
+  for (const auto& [known, precision] : kNames) {
+    if (name != known) continue;
+    const bool everywhere = precision == Precision::kBf16;
+    const bool cpu = precision == Precision::kFp32;
+    if (everywhere || cpu == (device == "cpu")) return precision;
+  }
+  throw Error(ErrorKind::kParameter,
+              cat("precision must be ",
+                  device == "cpu" ? "'fp32' or 'bf16' on the CPU"
+                                  : "'bf16', 'fp16', 'int8' or 'int4' on CUDA",
+                  ", got '", name, "'"));
 }
 
 Shape shape_of(const py::dict& config) {
@@ -42,8 +61,9 @@ Shape shape_of(const py::dict& config) {
 }
 
 py::dict plan_of(const py::dict& config, const std::string& precision, int threads,
-                 int64_t max_sequences) {
-  const Plan plan = make_plan(shape_of(config), precision_of(precision), threads, max_sequences);
+                 int64_t max_sequences, const std::string& device) {
+  const Plan plan = make_plan(shape_of(config), precision_of(precision, device),
+                              table_of(device, ""), threads, max_sequences);
   py::dict out;
   out["weights"] = plan.weights;
   out["cache"] = plan.cache;
@@ -54,10 +74,16 @@ py::dict plan_of(const py::dict& config, const std::string& precision, int threa
 }
 
 std::unique_ptr<Engine> make_engine(const py::dict& config, const std::string& precision,
-                                    const std::string& isa, int threads, int64_t max_sequences) {
+                                    const std::string& isa, int threads, int64_t max_sequences,
+                                    const std::string& device, int index) {
   const Shape shape = shape_of(config);
-  return std::make_unique<Engine>(shape, precision_of(precision), *find_table(isa), threads,
-                                  max_sequences);
+  const Precision chosen = precision_of(precision, device);
+  const KernelTable& table = table_of(device, isa);
+  std::unique_ptr<Engine> engine;
+  without_gil([&] {
+    engine = std::make_unique<Engine>(shape, chosen, table, index, threads, max_sequences);
+  });
+  return engine;
 }
 
 void load(Engine& engine, const std::string& name, py::handle array, const std::string& dtype) {
@@ -165,15 +191,15 @@ int64_t unlocked(const Work& work) {
 }  // namespace
 
 void bind_engine(py::module_& m) {
-  m.attr("MAX_ROWS") = kMaxRows;
   m.def("plan", plan_of, py::arg("config"), py::arg("precision"), py::arg("threads"),
-        py::arg("max_sequences"));
+        py::arg("max_sequences"), py::arg("device") = "cpu");
   py::class_<SampleParameters>(m, "Draw").def(
       py::init(&draw), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
       py::arg("openai_top_p"), py::arg("seed"), py::arg("sample"), py::arg("drawable"));
   py::class_<Engine>(m, "Engine")
       .def(py::init(&make_engine), py::arg("config"), py::arg("precision"), py::arg("isa"),
-           py::arg("threads"), py::arg("max_sequences"))
+           py::arg("threads"), py::arg("max_sequences"), py::arg("device") = "cpu",
+           py::arg("index") = 0)
       .def("load", load, py::arg("name"), py::arg("array"), py::arg("dtype"))
       .def("missing", &Engine::missing)
       .def("open", [](Engine& engine) { return unlocked([&] { return engine.open(); }); })
@@ -193,6 +219,9 @@ void bind_engine(py::module_& m) {
           "free_blocks",
           [](Engine& engine) { return unlocked([&] { return engine.free_blocks(); }); })
       .def_property_readonly("blocks", &Engine::blocks)
+      .def_property_readonly("max_rows",
+                             [](const Engine& engine) { return engine.table().max_rows; })
+      .def_property_readonly("recordings", &Engine::recordings)
       .def_property_readonly("threads", &Engine::threads)
       .def_property_readonly("isa", [](const Engine& engine) { return engine.table().name; });
 }

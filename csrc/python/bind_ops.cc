@@ -282,7 +282,8 @@ void sample(py::handle logits_, py::handle temperature_, py::handle top_k_, py::
                           parameters.data(),
                           tokens.data(),
                           logprobs.data<float>(),
-                          take<float>(memory, b.pool.size() * 2 * round_up(vocab, 16) * 4)};
+                          take<float>(memory, b.pool.size() * 2 * round_up(vocab, 16) * 4),
+                          nullptr};
     b.pool.run([&](const Lane& lane) { b.table->sample(args, lane); });
   });
   for (size_t r = 0; r < tokens.size(); ++r) ids.data<int64_t>()[r] = tokens[r];

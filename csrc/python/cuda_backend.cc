@@ -1,0 +1,20 @@
+#include "python/cuda_backend.h"
+
+#include "core/error.h"
+#if defined(GPT2_FAST_CUDA_BACKEND)
+#include "cuda/kernels.h"
+#endif
+
+namespace gpt2f {
+
+const KernelTable* cuda_table() {
+#if defined(GPT2_FAST_CUDA_BACKEND)
+  return cuda::table();
+#else
+  throw Error(ErrorKind::kDevice,
+              "device 'cuda': this installation has no CUDA kernels (" GPT2_FAST_CUDA_NOTE
+              "); build it with GPT2_FAST_CUDA=ON pip install .");
+#endif
+}
+
+}  // namespace gpt2f
