@@ -17,7 +17,8 @@ struct DeviceTable {
   Device* (*open)(int index, Precision);  // also refuses what the device cannot compute
   void (*close)(Device*);  // never throws
   void* (*stream)(Device*);
-  int (*enter)(Device*);  // makes it the calling thread's device and returns the one before,
+  int (*index)(Device*);
+  int (*enter)(int index);  // makes it the calling thread's device and returns the one before,
   void (*leave)(int);  // which this restores; never throws
 
   void* (*allocate)(Device*, int64_t bytes, const char* purpose);  // zeroed

@@ -19,6 +19,8 @@ constexpr int kGroupPanels = 4;     // panels interleaved in memory
 constexpr int kPagePositions = 16;  // KV positions of one page
 constexpr int kBlockElements = 128; // products are summed in blocks of this many elements of K
 
+constexpr int64_t kMaxDeviceHeadSize = 128;  // of a backend with a device
+
 constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 // Elements of an activation or the cache that one 32-bit word holds.

@@ -250,10 +250,31 @@ struct LinearArgs {
   int64_t rows;
   int64_t inputs;
   int64_t outputs;
-  void* operand;  // scratch (rows, round_up(K, 16)) elements
-  uint32_t* packed;  // scratch, round_up(N, 16) outputs
+  void* operand;  // scratch (rows, round_up(K, stride_unit)) elements
+  uint32_t* packed;  // scratch (round_up(N, 16), round_up(K, stride_unit)) words
   float* padded_bias;  // scratch (round_up(N, 16))
   float* scratch;
+};
+
+// As sample, with parameters and results as tensors of the device, which the host cannot look at:
+// a row whose parameters are out of range gives -1 and NaN.
+struct OpSampleArgs {
+  const float* logits;  // (rows, V)
+  int64_t rows;
+  int64_t vocab;
+  const float* temperature;  // (rows), as all that follow
+  const int32_t* top_k;
+  const float* top_p;
+  const float* min_p;
+  bool openai_top_p;
+  const int64_t* seeds;
+  const int64_t* samples;
+  const int64_t* positions;
+  int64_t* tokens;
+  float* logprobs;
+  SampleParameters* parameters;  // scratch (rows)
+  int32_t* drawn;  // scratch (rows)
+  float* scratch;  // (rows, head_parts) HeadParts
 };
 
 // Query t of sequence b attends keys 0 ... lengths[b] - T + t.
@@ -262,7 +283,7 @@ struct DenseAttentionArgs {
   const void* query;  // (B, H, T, D)
   const void* key;  // (B, H, S, D)
   const void* value;  // (B, H, S, D)
-  const int32_t* lengths;  // (B), or null: all S
+  const int32_t* lengths;  // (B) in 1 ... S, or null: all S
   void* out;  // (B, H, T, D)
   int64_t batch, heads, queries, keys, head_size;
   float scale;
@@ -280,6 +301,8 @@ struct OpEmbedArgs {
   void* out;  // (R, C)
   int64_t rows;
   int64_t width;
+  int64_t vocab;  // a device answers an id outside with a row of NaN
+  int64_t contexts;  // n_ctx
 };
 
 constexpr int64_t kRowBlock = 256;  // rows a product takes at a time
@@ -319,7 +342,9 @@ struct KernelTable {
   void (*gelu)(const GeluArgs&, const Lane&);
   void (*linear)(const LinearArgs&, const Lane&);
   void (*dense_attention)(const DenseAttentionArgs&, const Lane&);
+  int64_t (*dense_attention_words)(const DenseAttentionArgs&);  // of pages, per lane
   void (*op_embed)(const OpEmbedArgs&, const Lane&);
+  void (*op_sample)(const OpSampleArgs&, const Lane&);  // null on the CPU
   // Sums words, a multiple of 1024: how fast this instruction set reads memory.
   uint64_t (*read)(const uint32_t* data, int64_t words);
   const DeviceTable* device;  // null on the CPU

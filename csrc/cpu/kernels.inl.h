@@ -50,7 +50,9 @@ constexpr gpt2f::KernelTable make_table(const char* name) {
           op_gelu,
           op_linear,
           dense_attention,
+          dense_attention_words,
           op_embed,
+          nullptr,
           read,
           nullptr};
 }

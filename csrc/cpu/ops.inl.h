@@ -89,6 +89,14 @@ void fill_pages(const Element<P>* key, const Element<P>* value, int64_t keys,
   }
 }
 
+// Pages, then queries, then the page table of one lane.
+inline int64_t dense_attention_words(const gpt2f::DenseAttentionArgs& a) {
+  const gpt2f::CacheLayout cache(a.type == DType::kF32 ? kFp32 : kBf16, 1, a.head_size);
+  const int64_t pages = (a.keys + 15) / 16;
+  return round_up(pages * (cache.page_words() + 2) + round_up(a.queries * cache.key_steps + 16, 16),
+                  16);
+}
+
 template <Precision P>
 void dense_attention_of(const gpt2f::DenseAttentionArgs& a, const Lane& lane) {
   const gpt2f::CacheLayout cache(P, 1, a.head_size);

@@ -26,6 +26,8 @@ void op_layernorm(const LayernormArgs& args, const Lane& lane);
 void op_gelu(const GeluArgs& args, const Lane& lane);
 void linear(const LinearArgs& args, const Lane& lane);
 void dense_attention(const DenseAttentionArgs& args, const Lane& lane);
+int64_t dense_attention_words(const DenseAttentionArgs& args);
 void op_embed(const OpEmbedArgs& args, const Lane& lane);
+void op_sample(const OpSampleArgs& args, const Lane& lane);
 
 }  // namespace gpt2f::cuda

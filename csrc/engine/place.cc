@@ -55,7 +55,7 @@ int64_t Place::free_memory() { return table_.device->free_memory(device_); }
 
 PlaceGuard::PlaceGuard(const Place& place)
     : table_(place.remote() ? place.table_.device : nullptr) {
-  if (table_ != nullptr) before_ = table_->enter(place.device_);
+  if (table_ != nullptr) before_ = table_->enter(table_->index(place.device_));
 }
 
 PlaceGuard::~PlaceGuard() {

@@ -53,10 +53,11 @@ Kind kind_of(const std::string& format, Py_ssize_t bytes) {
 
 }  // namespace
 
-Arg::Arg(const char* op, const char* name, py::handle object) : op_(op), name_(name) {
+Arg::Arg(const char* op, const char* name, py::handle object, Where where)
+    : op_(op), name_(name), where_(where) {
   if (!from_exchange_api(object) && !from_buffer(object) && !from_capsule(object)) {
-    fail("must be a numpy array or a CPU tensor, got ",
-         std::string(py::str(py::type::handle_of(object).attr("__name__"))));
+    fail("must be ", where == Where::kCpu ? "a numpy array or a CPU tensor" : "a CUDA tensor",
+         ", got ", std::string(py::str(py::type::handle_of(object).attr("__name__"))));
   }
 }
 
@@ -82,7 +83,7 @@ bool Arg::from_exchange_api(py::handle object) {
 }
 
 bool Arg::from_buffer(py::handle object) {
-  if (PyObject_CheckBuffer(object.ptr()) == 0) return false;
+  if (where_ != Where::kCpu || PyObject_CheckBuffer(object.ptr()) == 0) return false;
   if (PyObject_GetBuffer(object.ptr(), &buffer_, PyBUF_RECORDS_RO) != 0) {
     PyErr_Clear();
     return false;
@@ -113,9 +114,11 @@ bool Arg::from_capsule(py::handle object) {
 
 void Arg::read(const void* from) {
   const auto& tensor = *static_cast<const dlpack::Tensor*>(from);
-  if (tensor.device.type != dlpack::kCpu) {
-    fail("must be on the CPU, got DLPack device type ", tensor.device.type);
+  if (tensor.device.type != (where_ == Where::kCpu ? dlpack::kCpu : dlpack::kCuda)) {
+    fail("must be on ", where_ == Where::kCpu ? "the CPU" : "a CUDA device",
+         ", got DLPack device type ", tensor.device.type);
   }
+  device_ = tensor.device.id;
   kind_ = kind_of(tensor.dtype);
   kind_text_ = kind_ == Kind::kOther ? cat("DLPack type ", int{tensor.dtype.code}, " of ",
                                            int{tensor.dtype.bits}, " bits")
@@ -142,8 +145,17 @@ const Arg& Arg::kind(Kind wanted) const {
 }
 
 const Arg& Arg::floating() const {
-  if (kind_ != Kind::kF32 && kind_ != Kind::kBF16) {
-    fail("must be float32 or bfloat16, got ", kind_text_);
+  const bool f16 = where_ == Where::kCuda && kind_ == Kind::kF16;
+  if (kind_ != Kind::kF32 && kind_ != Kind::kBF16 && !f16) {
+    fail("must be float32", where_ == Where::kCuda ? ", float16" : "", " or bfloat16, got ",
+         kind_text_);
+  }
+  return *this;
+}
+
+const Arg& Arg::half() const {
+  if (kind_ != Kind::kBF16 && kind_ != Kind::kF16) {
+    fail("must be float16 or bfloat16 on CUDA, got ", kind_text_);
   }
   return *this;
 }

@@ -15,16 +15,20 @@ namespace gpt2f {
 
 enum class Kind { kF32, kBF16, kF16, kI32, kI64, kU16, kOther };
 
+enum class Where { kCpu, kCuda };
+
 class Arg {
  public:
-  // Takes numpy arrays and anything else with the buffer protocol, and CPU tensors through DLPack.
-  Arg(const char* op, const char* name, pybind11::handle object);
+  // Takes numpy arrays and anything else with the buffer protocol, and tensors through DLPack; on
+  // CUDA the latter only.
+  Arg(const char* op, const char* name, pybind11::handle object, Where where = Where::kCpu);
   ~Arg();
   Arg(const Arg&) = delete;
   Arg& operator=(const Arg&) = delete;
 
   const Arg& kind(Kind wanted) const;
-  const Arg& floating() const;                    // float32 or bfloat16
+  const Arg& floating() const;  // float32 or bfloat16, on CUDA also float16
+  const Arg& half() const;      // bfloat16 or float16
   const Arg& same_kind(const Arg& other) const;
   const Arg& shape(const std::vector<int64_t>& wanted) const;
   const Arg& rank(size_t wanted) const;
@@ -32,6 +36,7 @@ class Arg {
   const Arg& writable() const;
 
   Kind kind() const { return kind_; }
+  int device() const { return device_; }
   DType dtype() const;  // of a float32, bfloat16 or float16 argument
   const std::vector<int64_t>& sizes() const { return shape_; }
   int64_t size(int i) const;  // negative i counts from the end
@@ -56,6 +61,8 @@ class Arg {
 
   const char* op_;
   const char* name_;
+  const Where where_;
+  int device_ = 0;  // number of the CUDA device
   void* data_ = nullptr;
   Kind kind_ = Kind::kOther;
   std::string kind_text_;

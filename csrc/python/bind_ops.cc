@@ -2,65 +2,22 @@
 #include <pybind11/pybind11.h>
 
 #include <memory>
-#include <mutex>
 
-#include "core/buffer.h"
 #include "core/error.h"
 #include "core/numbers.h"
-#include "core/thread_pool.h"
-#include "cpu/select.h"
 #include "python/arg.h"
 #include "python/bindings.h"
+#include "python/call.h"
 
 namespace py = pybind11;
 
 namespace gpt2f {
 namespace {
 
-// What operations run on; the engine has its own.
-struct Backend {
-  const KernelTable* table;
-  ThreadPool pool;
-  std::mutex mutex;
-
-  Backend(const KernelTable* table_, int threads) : table(table_), pool(threads) {}
-};
-
-std::shared_ptr<Backend>& backend() {
-  static auto* const kBackend = new std::shared_ptr<Backend>();  // outlives every thread
-  if (*kBackend == nullptr) {
-    *kBackend = std::make_shared<Backend>(find_table(default_isa()), default_threads());
-  }
-  return *kBackend;
-}
-
-void set_op_backend(const std::string& isa, int threads) {
-  backend() = std::make_shared<Backend>(find_table(isa), threads);
-}
-
-template <typename Function>
-void run(const Function& function) {
-  const std::shared_ptr<Backend> used = backend();
-  without_gil([&] {
-    const std::lock_guard lock(used->mutex);
-    function(*used);
-  });
-}
-
-template <typename T>
-T* take(Buffer& buffer, int64_t bytes) {
-  buffer = Buffer(static_cast<size_t>(bytes), "scratch");
-  return buffer.as<T>();
-}
-
-void run_layernorm(const LayernormArgs& checked) {
-  if (checked.rows == 0) return;
-  run([&](Backend& b) {
-    Buffer memory;
-    LayernormArgs args = checked;
-    args.scratch = take<float>(memory, b.pool.size() * round_up(args.width, 16) * 4);
-    b.pool.run([&](const Lane& lane) { b.table->layernorm(args, lane); });
-  });
+void run_layernorm(Call& call, const Arg& first, LayernormArgs args) {
+  if (args.rows == 0) return;
+  args.scratch = call.take<float>(call.lanes() * round_up(args.width, 16) * 4);
+  call.run(first, [&](const KernelTable& table, const Lane& lane) { table.layernorm(args, lane); });
 }
 
 void check_norm(const Arg& x, const Arg& weight, const Arg& bias) {
@@ -70,13 +27,17 @@ void check_norm(const Arg& x, const Arg& weight, const Arg& bias) {
   bias.kind(Kind::kF32).shape({x.size(-1)});
 }
 
-void layernorm(py::handle x_, py::handle weight_, py::handle bias_, float eps, py::handle out_) {
+void layernorm(py::handle x_, py::handle weight_, py::handle bias_, float eps, py::handle out_,
+               const py::object& cuda) {
   constexpr const char* kOp = "layernorm";
-  const Arg x(kOp, "x", x_), weight(kOp, "weight", weight_), bias(kOp, "bias", bias_);
-  const Arg out(kOp, "out", out_);
+  Call call(kOp, cuda);
+  const Where at = call.where();
+  const Arg x(kOp, "x", x_, at), weight(kOp, "weight", weight_, at), bias(kOp, "bias", bias_, at);
+  const Arg out(kOp, "out", out_, at);
   check_norm(x, weight, bias);
   out.writable().same_kind(x).shape(x.sizes());
-  run_layernorm({x.dtype(),
+  run_layernorm(call, x,
+                {x.dtype(),
                  x.data(),
                  nullptr,
                  {weight.data<float>(), bias.data<float>(), eps},
@@ -87,15 +48,19 @@ void layernorm(py::handle x_, py::handle weight_, py::handle bias_, float eps, p
 }
 
 void add_layernorm(py::handle residual_, py::handle delta_, py::handle weight_, py::handle bias_,
-                   float eps, py::handle out_) {
+                   float eps, py::handle out_, const py::object& cuda) {
   constexpr const char* kOp = "add_layernorm";
-  const Arg residual(kOp, "residual", residual_), delta(kOp, "delta", delta_);
-  const Arg weight(kOp, "weight", weight_), bias(kOp, "bias", bias_), out(kOp, "out", out_);
+  Call call(kOp, cuda);
+  const Where at = call.where();
+  const Arg residual(kOp, "residual", residual_, at), delta(kOp, "delta", delta_, at);
+  const Arg weight(kOp, "weight", weight_, at), bias(kOp, "bias", bias_, at);
+  const Arg out(kOp, "out", out_, at);
   check_norm(residual, weight, bias);
   residual.writable();
   delta.same_kind(residual).shape(residual.sizes());
   out.writable().same_kind(residual).shape(residual.sizes());
-  run_layernorm({residual.dtype(),
+  run_layernorm(call, residual,
+                {residual.dtype(),
                  residual.data(),
                  delta.data(),
                  {weight.data<float>(), bias.data<float>(), eps},
@@ -105,12 +70,14 @@ void add_layernorm(py::handle residual_, py::handle delta_, py::handle weight_, 
                  nullptr});
 }
 
-void gelu(py::handle x_, py::handle out_) {
-  const Arg x("gelu", "x", x_), out("gelu", "out", out_);
+void gelu(py::handle x_, py::handle out_, const py::object& cuda) {
+  Call call("gelu", cuda);
+  const Arg x("gelu", "x", x_, call.where()), out("gelu", "out", out_, call.where());
   x.floating();
   out.writable().same_kind(x).shape(x.sizes());
   const GeluArgs args{x.dtype(), x.data(), out.data(), x.count()};
-  run([&](Backend& b) { b.pool.run([&](const Lane& lane) { b.table->gelu(args, lane); }); });
+  if (args.count == 0) return;
+  call.run(x, [&](const KernelTable& table, const Lane& lane) { table.gelu(args, lane); });
 }
 
 void check_ids(const Arg& ids, int64_t limit) {
@@ -123,17 +90,21 @@ void check_ids(const Arg& ids, int64_t limit) {
 }
 
 void embed(py::handle tokens_, py::handle positions_, py::handle wte_, py::handle wpe_,
-           py::handle out_) {
+           py::handle out_, const py::object& cuda) {
   constexpr const char* kOp = "embed";
-  const Arg tokens(kOp, "tokens", tokens_), positions(kOp, "positions", positions_);
-  const Arg wte(kOp, "wte", wte_), wpe(kOp, "wpe", wpe_), out(kOp, "out", out_);
+  Call call(kOp, cuda);
+  const Where at = call.where();
+  const Arg tokens(kOp, "tokens", tokens_, at), positions(kOp, "positions", positions_, at);
+  const Arg wte(kOp, "wte", wte_, at), wpe(kOp, "wpe", wpe_, at), out(kOp, "out", out_, at);
   tokens.kind(Kind::kI64).rank(1);
   positions.kind(Kind::kI64).shape(tokens.sizes());
   wte.floating().rank(2);
   wpe.same_kind(wte).rank(2).shape({wpe.size(0), wte.size(1)});
   out.writable().same_kind(wte).shape({tokens.size(0), wte.size(1)});
-  check_ids(tokens, wte.size(0));
-  check_ids(positions, wpe.size(0));
+  if (!call.cuda()) {  // a device's ids are its own: it answers one that is out of range with NaN
+    check_ids(tokens, wte.size(0));
+    check_ids(positions, wpe.size(0));
+  }
   const OpEmbedArgs args{wte.dtype(),
                          tokens.data<int64_t>(),
                          positions.data<int64_t>(),
@@ -141,15 +112,20 @@ void embed(py::handle tokens_, py::handle positions_, py::handle wte_, py::handl
                          wpe.data(),
                          out.data(),
                          tokens.size(0),
-                         wte.size(1)};
-  run([&](Backend& b) { b.pool.run([&](const Lane& lane) { b.table->op_embed(args, lane); }); });
+                         wte.size(1),
+                         wte.size(0),
+                         wpe.size(0)};
+  if (args.rows * args.width == 0) return;
+  call.run(wte, [&](const KernelTable& table, const Lane& lane) { table.op_embed(args, lane); });
 }
 
 void linear(py::handle x_, py::handle weight_, const py::object& bias_, const py::object& residual_,
-            bool gelu, py::handle out_) {
+            bool gelu, py::handle out_, const py::object& cuda) {
   constexpr const char* kOp = "linear";
-  const Arg x(kOp, "x", x_), weight(kOp, "weight", weight_), out(kOp, "out", out_);
-  x.floating().rank_at_least(1);
+  Call call(kOp, cuda);
+  const Where at = call.where();
+  const Arg x(kOp, "x", x_, at), weight(kOp, "weight", weight_, at), out(kOp, "out", out_, at);
+  (call.cuda() ? x.half() : x.floating()).rank_at_least(1);
   const int64_t inputs = x.size(-1);
   weight.same_kind(x).rank(2).shape({weight.size(0), inputs});
   const int64_t outputs = weight.size(0);
@@ -162,45 +138,51 @@ void linear(py::handle x_, py::handle weight_, const py::object& bias_, const py
                   x.rows(),  inputs,   outputs,       nullptr, nullptr, nullptr, nullptr};
   std::unique_ptr<Arg> bias, residual;
   if (!bias_.is_none()) {
-    bias = std::make_unique<Arg>(kOp, "bias", bias_);
+    bias = std::make_unique<Arg>(kOp, "bias", bias_, at);
     args.bias = bias->kind(Kind::kF32).shape({outputs}).data<float>();
   }
   if (!residual_.is_none()) {
-    residual = std::make_unique<Arg>(kOp, "residual", residual_);
+    residual = std::make_unique<Arg>(kOp, "residual", residual_, at);
     args.residual = residual->same_kind(x).shape(shape).data();
   }
   if (args.rows == 0) return;
-  run([&](Backend& b) {
-    Buffer operand, packed, padded, sums;
-    args.operand = take<void>(operand, args.rows * round_up(inputs, 16) * dtype_bytes(args.type));
-    args.packed = take<uint32_t>(packed, round_up(outputs, 16) * inputs * 4 + 64);
-    args.padded_bias = take<float>(padded, round_up(outputs, 16) * 4);
-    args.scratch = take<float>(sums, b.pool.size() * scratch_floats(0) * 4);
-    b.pool.run([&](const Lane& lane) { b.table->linear(args, lane); });
-  });
+  const int64_t padded = round_up(inputs, call.table().stride_unit);
+  args.operand = call.take<void>(args.rows * padded * dtype_bytes(args.type));
+  args.packed = call.take<uint32_t>(round_up(outputs, 16) * padded * 4 + 64);
+  args.padded_bias = call.take<float>(round_up(outputs, 16) * 4);
+  args.scratch = call.take<float>(call.lanes() * call.table().scratch_floats({1, 1, 1, 1}) * 4);
+  call.run(x, [&](const KernelTable& table, const Lane& lane) { table.linear(args, lane); });
 }
 
-void run_attention(const DenseAttentionArgs& checked) {
-  if (checked.batch * checked.heads * checked.queries == 0) return;
-  run([&](Backend& b) {
-    DenseAttentionArgs args = checked;
-    const Precision p = args.type == DType::kF32 ? Precision::kFp32 : Precision::kBf16;
-    const CacheLayout layout(p, 1, args.head_size);
-    const int64_t pages = (args.keys + kPagePositions - 1) / kPagePositions;
-    // Pages, then queries, then the page table.
-    args.pages_words = round_up(
-        pages * (layout.page_words() + 2) + round_up(args.queries * layout.key_steps + 16, 16), 16);
-    Buffer memory, scores;
-    args.pages = take<uint32_t>(memory, b.pool.size() * args.pages_words * 4);
-    args.scratch = take<float>(scores, b.pool.size() * scratch_floats(args.keys) * 4);
-    b.pool.run([&](const Lane& lane) { b.table->dense_attention(args, lane); });
-  });
+void run_attention(Call& call, const Arg& first, DenseAttentionArgs args) {
+  if (args.batch * args.heads * args.queries == 0) return;
+  const KernelTable& table = call.table();
+  args.pages_words = table.dense_attention_words(args);
+  args.pages = call.take<uint32_t>(call.lanes() * args.pages_words * 4);
+  args.scratch = call.take<float>(
+      call.lanes() * table.scratch_floats({args.heads, args.head_size, args.keys, 1}) * 4);
+  call.run(first,
+           [&](const KernelTable& used, const Lane& lane) { used.dense_attention(args, lane); });
 }
 
-void attention_prefill(py::handle q_, py::handle k_, py::handle v_, float scale, py::handle out_) {
+// Queries and keys of a type the kernels multiply, with a head size they take.
+void check_query(const Call& call, const Arg& q, size_t rank) {
+  (call.cuda() ? q.half() : q.floating()).rank(rank);
+  const int64_t size = q.size(-1);
+  if (size == 0) q.fail("must have a head size of at least 1");
+  if (call.cuda() && size > kMaxDeviceHeadSize) {
+    q.fail("must have a head size of at most ", kMaxDeviceHeadSize, " on CUDA, got ", size);
+  }
+}
+
+void attention_prefill(py::handle q_, py::handle k_, py::handle v_, float scale, py::handle out_,
+                       const py::object& cuda) {
   constexpr const char* kOp = "attention_prefill";
-  const Arg q(kOp, "q", q_), k(kOp, "k", k_), v(kOp, "v", v_), out(kOp, "out", out_);
-  q.floating().rank(4);
+  Call call(kOp, cuda);
+  const Where at = call.where();
+  const Arg q(kOp, "q", q_, at), k(kOp, "k", k_, at), v(kOp, "v", v_, at),
+      out(kOp, "out", out_, at);
+  check_query(call, q, 4);
   k.same_kind(q).rank(4).shape({q.size(0), q.size(1), k.size(2), q.size(3)});
   v.same_kind(q).shape(k.sizes());
   out.writable().same_kind(q).shape(q.sizes());
@@ -208,54 +190,56 @@ void attention_prefill(py::handle q_, py::handle k_, py::handle v_, float scale,
     k.fail("must have at least as many positions as q has queries, got ", k.size(2), " for ",
            q.size(2));
   }
-  if (q.size(3) == 0) q.fail("must have a head size of at least 1");
-  run_attention({q.dtype(), q.data(), k.data(), v.data(), nullptr, out.data(), q.size(0), q.size(1),
+  run_attention(call, q,
+                {q.dtype(), q.data(), k.data(), v.data(), nullptr, out.data(), q.size(0), q.size(1),
                  q.size(2), k.size(2), q.size(3), scale, nullptr, 0, nullptr});
 }
 
 void attention_decode(py::handle q_, py::handle k_, py::handle v_, py::handle lengths_, float scale,
-                      py::handle out_) {
+                      py::handle out_, const py::object& cuda) {
   constexpr const char* kOp = "attention_decode";
-  const Arg q(kOp, "q", q_), k(kOp, "k", k_), v(kOp, "v", v_), out(kOp, "out", out_);
-  const Arg lengths(kOp, "lengths", lengths_);
-  q.floating().rank(3);
+  Call call(kOp, cuda);
+  const Where at = call.where();
+  const Arg q(kOp, "q", q_, at), k(kOp, "k", k_, at), v(kOp, "v", v_, at),
+      out(kOp, "out", out_, at);
+  const Arg lengths(kOp, "lengths", lengths_, at);
+  check_query(call, q, 3);
   k.same_kind(q).rank(4).shape({q.size(0), q.size(1), k.size(2), q.size(2)});
   v.same_kind(q).shape(k.sizes());
   lengths.kind(Kind::kI32).shape({q.size(0)});
   out.writable().same_kind(q).shape(q.sizes());
-  if (q.size(2) == 0) q.fail("must have a head size of at least 1");
-  for (int64_t b = 0; b < q.size(0); ++b) {
+  // Lengths on a device stay there: one that is out of range is taken as the nearest in range.
+  for (int64_t b = 0; !call.cuda() && b < q.size(0); ++b) {
     const int32_t length = lengths.data<int32_t>()[b];
     if (length < 1 || length > k.size(2)) {
       lengths.fail("must be in 1..", k.size(2), ", got ", length, " at position ", b);
     }
   }
-  run_attention({q.dtype(), q.data(), k.data(), v.data(), lengths.data<int32_t>(), out.data(),
+  run_attention(call, q,
+                {q.dtype(), q.data(), k.data(), v.data(), lengths.data<int32_t>(), out.data(),
                  q.size(0), q.size(1), 1, k.size(2), q.size(2), scale, nullptr, 0, nullptr});
 }
 
-void sample(py::handle logits_, py::handle temperature_, py::handle top_k_, py::handle top_p_,
-            py::handle min_p_, bool openai_top_p, py::handle seeds_, py::handle samples_,
-            py::handle positions_, py::handle out_ids_, py::handle out_logprobs_) {
-  constexpr const char* kOp = "sample";
-  const Arg logits(kOp, "logits", logits_), temperature(kOp, "temperature", temperature_);
-  const Arg top_k(kOp, "top_k", top_k_), top_p(kOp, "top_p", top_p_), min_p(kOp, "min_p", min_p_);
-  const Arg seeds(kOp, "seeds", seeds_), samples(kOp, "samples", samples_);
-  const Arg positions(kOp, "positions", positions_), ids(kOp, "out_ids", out_ids_);
-  const Arg logprobs(kOp, "out_logprobs", out_logprobs_);
-  logits.kind(Kind::kF32).rank(2);
-  if (logits.size(1) < 1 || logits.size(1) > 1 << 24) {
-    logits.fail("must have 1..", 1 << 24, " columns, got ", logits.size(1));
+// The arguments of sample.
+struct SampleTensors {
+  const Arg logits, temperature, top_k, top_p, min_p, seeds, samples, positions, ids, logprobs;
+
+  int64_t rows() const { return logits.size(0); }
+  int64_t vocab() const { return logits.size(1); }
+  void check() const {
+    logits.kind(Kind::kF32).rank(2);
+    if (vocab() < 1 || vocab() > 1 << 24) {
+      logits.fail("must have 1..", 1 << 24, " columns, got ", vocab());
+    }
+    const std::vector<int64_t> shape = {rows()};
+    for (const Arg* arg : {&temperature, &top_p, &min_p}) arg->kind(Kind::kF32).shape(shape);
+    for (const Arg* arg : {&seeds, &samples, &positions}) arg->kind(Kind::kI64).shape(shape);
+    top_k.kind(Kind::kI32).shape(shape);
+    ids.writable().kind(Kind::kI64).shape(shape);
+    logprobs.writable().kind(Kind::kF32).shape(shape);
   }
-  const std::vector<int64_t> rows = {logits.size(0)};
-  for (const Arg* arg : {&temperature, &top_p, &min_p}) arg->kind(Kind::kF32).shape(rows);
-  for (const Arg* arg : {&seeds, &samples, &positions}) arg->kind(Kind::kI64).shape(rows);
-  top_k.kind(Kind::kI32).shape(rows);
-  ids.writable().kind(Kind::kI64).shape(rows);
-  logprobs.writable().kind(Kind::kF32).shape(rows);
-  std::vector<SampleParameters> parameters(static_cast<size_t>(rows[0]));
-  for (size_t r = 0; r < parameters.size(); ++r) {
-    SampleParameters& p = parameters[r];
+  SampleParameters row(size_t r, bool openai_top_p) const {
+    SampleParameters p;
     p.temperature = temperature.data<float>()[r];
     p.top_p = top_p.data<float>()[r];
     p.min_p = min_p.data<float>()[r];
@@ -270,23 +254,69 @@ void sample(py::handle logits_, py::handle temperature_, py::handle top_k_, py::
     if (!(p.top_p >= 0.0f && p.top_p <= 1.0f)) top_p.fail("must be in [0, 1], got ", p.top_p);
     if (!(p.min_p >= 0.0f && p.min_p <= 1.0f)) min_p.fail("must be in [0, 1], got ", p.min_p);
     if (p.top_k < 0) top_k.fail("must be at least 0, got ", p.top_k);
+    return p;
+  }
+};
+
+void sample_on_cpu(Call& call, const SampleTensors& t, bool openai_top_p) {
+  std::vector<SampleParameters> parameters;
+  for (size_t r = 0; r < static_cast<size_t>(t.rows()); ++r) {
+    parameters.push_back(t.row(r, openai_top_p));
   }
   std::vector<int32_t> tokens(parameters.size());
-  run([&](Backend& b) {
-    Buffer memory;
-    const int64_t vocab = logits.size(1);
-    const SampleArgs args{logits.data<float>(),
-                          vocab,
-                          rows[0],
-                          vocab,
-                          parameters.data(),
-                          tokens.data(),
-                          logprobs.data<float>(),
-                          take<float>(memory, b.pool.size() * 2 * round_up(vocab, 16) * 4),
-                          nullptr};
-    b.pool.run([&](const Lane& lane) { b.table->sample(args, lane); });
-  });
-  for (size_t r = 0; r < tokens.size(); ++r) ids.data<int64_t>()[r] = tokens[r];
+  const SampleArgs args{t.logits.data<float>(),
+                        t.vocab(),
+                        t.rows(),
+                        t.vocab(),
+                        parameters.data(),
+                        tokens.data(),
+                        t.logprobs.data<float>(),
+                        call.take<float>(call.lanes() * 2 * round_up(t.vocab(), 16) * 4),
+                        nullptr};
+  call.run(t.logits, [&](const KernelTable& table, const Lane& lane) { table.sample(args, lane); });
+  for (size_t r = 0; r < tokens.size(); ++r) t.ids.data<int64_t>()[r] = tokens[r];
+}
+
+void sample_on_cuda(Call& call, const SampleTensors& t, bool openai_top_p) {
+  const int64_t rows = t.rows(), parts = call.table().head_parts(t.vocab());
+  const OpSampleArgs args{
+      t.logits.data<float>(),
+      rows,
+      t.vocab(),
+      t.temperature.data<float>(),
+      t.top_k.data<int32_t>(),
+      t.top_p.data<float>(),
+      t.min_p.data<float>(),
+      openai_top_p,
+      t.seeds.data<int64_t>(),
+      t.samples.data<int64_t>(),
+      t.positions.data<int64_t>(),
+      t.ids.data<int64_t>(),
+      t.logprobs.data<float>(),
+      call.take<SampleParameters>(rows * static_cast<int64_t>(sizeof(SampleParameters))),
+      call.take<int32_t>(rows * 4),
+      call.take<float>(rows * parts * static_cast<int64_t>(sizeof(HeadPart)))};
+  call.run(t.logits,
+           [&](const KernelTable& table, const Lane& lane) { table.op_sample(args, lane); });
+}
+
+void sample(py::handle logits, py::handle temperature, py::handle top_k, py::handle top_p,
+            py::handle min_p, bool openai_top_p, py::handle seeds, py::handle samples,
+            py::handle positions, py::handle out_ids, py::handle out_logprobs,
+            const py::object& cuda) {
+  constexpr const char* kOp = "sample";
+  Call call(kOp, cuda);
+  const Where at = call.where();
+  const SampleTensors tensors{
+      Arg(kOp, "logits", logits, at),   Arg(kOp, "temperature", temperature, at),
+      Arg(kOp, "top_k", top_k, at),     Arg(kOp, "top_p", top_p, at),
+      Arg(kOp, "min_p", min_p, at),     Arg(kOp, "seeds", seeds, at),
+      Arg(kOp, "samples", samples, at), Arg(kOp, "positions", positions, at),
+      Arg(kOp, "out_ids", out_ids, at), Arg(kOp, "out_logprobs", out_logprobs, at)};
+  tensors.check();
+  if (tensors.rows() == 0) return;
+  call.cuda() ? sample_on_cuda(call, tensors, openai_top_p)
+              : sample_on_cpu(call, tensors, openai_top_p);
 }
 
 }  // namespace
@@ -294,21 +324,22 @@ void sample(py::handle logits_, py::handle temperature_, py::handle top_k_, py::
 void bind_ops(py::module_& m) {
   m.def("set_op_backend", set_op_backend, py::arg("isa"), py::arg("threads"));
   m.def("layernorm", layernorm, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("eps"),
-        py::arg("out"));
+        py::arg("out"), py::arg("cuda") = py::none());
   m.def("add_layernorm", add_layernorm, py::arg("residual"), py::arg("delta"), py::arg("weight"),
-        py::arg("bias"), py::arg("eps"), py::arg("out"));
-  m.def("gelu", gelu, py::arg("x"), py::arg("out"));
+        py::arg("bias"), py::arg("eps"), py::arg("out"), py::arg("cuda") = py::none());
+  m.def("gelu", gelu, py::arg("x"), py::arg("out"), py::arg("cuda") = py::none());
   m.def("embed", embed, py::arg("tokens"), py::arg("positions"), py::arg("wte"), py::arg("wpe"),
-        py::arg("out"));
+        py::arg("out"), py::arg("cuda") = py::none());
   m.def("linear", linear, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("residual"),
-        py::arg("gelu"), py::arg("out"));
+        py::arg("gelu"), py::arg("out"), py::arg("cuda") = py::none());
   m.def("attention_prefill", attention_prefill, py::arg("q"), py::arg("k"), py::arg("v"),
-        py::arg("scale"), py::arg("out"));
+        py::arg("scale"), py::arg("out"), py::arg("cuda") = py::none());
   m.def("attention_decode", attention_decode, py::arg("q"), py::arg("k"), py::arg("v"),
-        py::arg("lengths"), py::arg("scale"), py::arg("out"));
+        py::arg("lengths"), py::arg("scale"), py::arg("out"), py::arg("cuda") = py::none());
   m.def("sample", sample, py::arg("logits"), py::arg("temperature"), py::arg("top_k"),
         py::arg("top_p"), py::arg("min_p"), py::arg("openai_top_p"), py::arg("seeds"),
-        py::arg("samples"), py::arg("positions"), py::arg("out_ids"), py::arg("out_logprobs"));
+        py::arg("samples"), py::arg("positions"), py::arg("out_ids"), py::arg("out_logprobs"),
+        py::arg("cuda") = py::none());
 }
 
 }  // namespace gpt2f

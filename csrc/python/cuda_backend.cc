@@ -17,4 +17,8 @@ const KernelTable* cuda_table() {
 #endif
 }
 
+CudaVisit::CudaVisit(int device) : table_(cuda_table()->device), before_(table_->enter(device)) {}
+
+CudaVisit::~CudaVisit() { table_->leave(before_); }
+
 }  // namespace gpt2f

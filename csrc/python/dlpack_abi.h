@@ -7,7 +7,7 @@
 namespace gpt2f::dlpack {
 
 constexpr uint32_t kMajorVersion = 1;
-constexpr int32_t kCpu = 1;  // DLDeviceType
+constexpr int32_t kCpu = 1, kCuda = 2;  // DLDeviceType
 
 enum Code : uint8_t { kInt = 0, kUint = 1, kFloat = 2, kBfloat = 4 };
 
