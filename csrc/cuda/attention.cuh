@@ -142,6 +142,7 @@ DEVICE void weigh(float (&s)[kKeyTiles][4], float factor, const Seen& seen,
                   uint32_t (&p)[kChunkPages][4], float (&top)[2]) {
   const int t = lane_id() & 3;
   const bool masked = seen.first < kChunkKeys;
+  const int own[2] = {seen.own[0] - 2 * t, seen.own[1] - 2 * t};
   top[0] = top[1] = -__builtin_inff();
 #pragma unroll
   for (int n = 0; n < kKeyTiles; ++n) {
@@ -149,7 +150,7 @@ DEVICE void weigh(float (&s)[kKeyTiles][4], float factor, const Seen& seen,
     for (int i = 0; i < 4; ++i) {
       // A multiplication that cannot be fused with the subtraction below.
       const float u = fma(s[n][i], factor, 0.0f);
-      const bool hidden = masked && 8 * n + 2 * t + i % 2 >= seen.own[i / 2];
+      const bool hidden = masked && own[i / 2] <= 8 * n + i % 2;
       s[n][i] = hidden ? -__builtin_inff() : u;
       top[i / 2] = fmaxf(top[i / 2], s[n][i]);
     }
@@ -181,7 +182,7 @@ DEVICE void sum_weights(const uint32_t (&p)[kChunkPages][4], float (&sum)[2]) {
 
 // Zeros for positions from `limit` on in words whose even position is `position`.
 DEVICE uint4 visible(const uint4& v, int position, int limit) {
-  const uint32_t mask = position + 1 < limit ? 0xFFFFFFFFu : position < limit ? 0xFFFFu : 0u;
+  const uint32_t mask = limit > position + 1 ? 0xFFFFFFFFu : limit > position ? 0xFFFFu : 0u;
   return uint4{v.x & mask, v.y & mask, v.z & mask, v.w & mask};
 }
 
@@ -219,11 +220,12 @@ DEVICE void weigh_values(float (&c)[4][4], const uint32_t (&p)[kChunkPages][4], 
   }
 #pragma unroll 1
   for (int row = -1; row < kTileQueries; ++row) {
-    const int limit = row < 0 ? seen.last : seen.first + row;
+    sync_warp();  // or the compiler loads all before the loop and runs out of registers
+    const int limit = (row < 0 ? seen.last : seen.first + row) - 2 * t;
     float one[4][4] = {};
 #pragma unroll
     for (int page = 0; page < kChunkPages; ++page) {
-      const int position = page * kPagePositions + 2 * t;
+      const int position = page * kPagePositions;
       add_values<T>(one, p[page], visible(load(page, 0), position, limit),
                     visible(load(page, 1), position + 8, limit));
     }

@@ -75,23 +75,29 @@ struct Tile {
 
 // The block's threads ask for chunk `chunk`; nothing behind `pages` pages is touched.
 template <int Dp>
-DEVICE void copy_chunk(uint4* shared, const Sequence& sequence, int64_t offset, int chunk,
+DEVICE void copy_chunk(uint4* shared, uint32_t* const* blocks, int64_t offset, int chunk,
                        int pages) {
   using Tile = Tile<Dp>;
+  const int thread = static_cast<int>(threadIdx.x), first = chunk * kChunkPages;
+  const uint32_t* from[kChunkPages];
 #pragma unroll
   for (int i = 0; i < kChunkPages; ++i) {
-    const int page = chunk * kChunkPages + i;
-    const uint32_t* const from = sequence.blocks[page < pages ? page : 0] + offset;
+    from[i] = blocks[first + i < pages ? first + i : 0] + (offset + 4 * thread);
+  }
 #pragma unroll
-    for (int j = 0; j < 2 * Tile::kPageUnits / kThreads; ++j) {
-      const int unit = static_cast<int>(threadIdx.x) + j * kThreads;
-      const int value = unit - Tile::kPageUnits;
-      const int to = value < 0
-                         ? shared_key<Dp>(unit / (Dp / 8), unit % (Dp / 8))
-                         : Tile::kValues + shared_value<Dp>(value / (Dp / 4), value % (Dp / 4));
-      cp_async16(shared + i * Tile::kPageUnits + to, from + 4 * unit, page < pages);
+  for (int j = 0; j < 2 * Tile::kPageUnits / kThreads; ++j) {
+    const int unit = thread + j * kThreads, value = unit - Tile::kPageUnits;
+    const bool of_key = Tile::kPageUnits % kThreads == 0 ? j * kThreads < Tile::kPageUnits
+                                                         : unit < Tile::kPageUnits;
+    const int to = of_key ? shared_key<Dp>(unit / (Dp / 8), unit % (Dp / 8))
+                          : Tile::kValues + shared_value<Dp>(value / (Dp / 4), value % (Dp / 4));
+#pragma unroll
+    for (int i = 0; i < kChunkPages; ++i) {
+      cp_async16(shared + i * Tile::kPageUnits + to, from[i] + 4 * j * kThreads,
+                 first + i < pages);
     }
   }
+  cp_async_commit();
 }
 
 // A warp's queries and the results so far of the lane's rows g and g + 8.
@@ -157,7 +163,7 @@ DEVICE void store_tile(const AttentionTask& task, int64_t row, int rows, int hea
 
 // `tiles` is how many every sequence has, 0 where they differ.
 template <typename T, int Dp>
-KERNEL LAUNCH_BOUNDS(kThreads, Dp <= 64 ? 4 : 3)
+KERNEL LAUNCH_BOUNDS(kThreads, Dp <= 64 ? 3 : 2)
     attention_prefill_kernel(AttentionTask task, int slots, int tiles) {
   DYNAMIC_SHARED(uint4, shared);
   wait_for_previous();
@@ -175,8 +181,7 @@ KERNEL LAUNCH_BOUNDS(kThreads, Dp <= 64 ? 4 : 3)
   const int block_rows = sequence.rows - place.row < kBlockQueries ? sequence.rows - place.row
                                                                    : kBlockQueries;
   const int count = (sequence.start + place.row + block_rows - 1) / kChunkKeys + 1;
-  copy_chunk<Dp>(shared, sequence, offset, 0, pages);
-  cp_async_commit();
+  copy_chunk<Dp>(shared, sequence.blocks, offset, 0, pages);
 
   const int row = warp_id() * kTileQueries;
   const int rows = block_rows - row < kTileQueries ? block_rows - row : kTileQueries;
@@ -190,9 +195,8 @@ KERNEL LAUNCH_BOUNDS(kThreads, Dp <= 64 ? 4 : 3)
     cp_async_wait<0>();
     sync_block();  // the chunk is there, and nobody reads the one before any more
     if (chunk + 1 < count) {
-      copy_chunk<Dp>(shared + (chunk + 1) % 2 * Tile<Dp>::kUnits, sequence, offset, chunk + 1,
-                     pages);
-      cp_async_commit();
+      copy_chunk<Dp>(shared + (chunk + 1) % 2 * Tile<Dp>::kUnits, sequence.blocks, offset,
+                     chunk + 1, pages);
     }
     if (rows > 0 && chunk * kChunkKeys < keys + rows - 1) {
       attend_chunk<T, Dp>(shared + chunk % 2 * Tile<Dp>::kUnits, task.factor,
