@@ -1,14 +1,17 @@
 """The native module. Private: `gpt2_fast.GPT2` and `gpt2_fast.ops` are its public faces.
 
-A `_Tensor` argument is a contiguous numpy array or CPU torch tensor, read in place through DLPack
-or the buffer protocol; float32, or bfloat16 where the op of that name in `gpt2_fast.ops` takes it.
+A `_Tensor` argument is a contiguous numpy array or torch tensor, read in place through DLPack or
+the buffer protocol, of a type that the op of that name in `gpt2_fast.ops` takes. `cuda` is None for
+the CPU; for CUDA tensors it is the stream, and a function that allocates so many bytes there.
 Outputs are allocated by the caller. Every function raises gpt2_fast.errors.ParameterError that
 names the argument, what was wanted and what came.
 """
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 _Tensor: TypeAlias = Any
+_Cuda: TypeAlias = tuple[int, Callable[[int], _Tensor]] | None
 
 def build_info() -> dict[str, Any]: ...
 def isas() -> list[str]: ...
@@ -26,13 +29,27 @@ def plan(
     max_sequences: int,
     device: str = "cpu",
 ) -> dict[str, int]: ...
-def layernorm(x: _Tensor, weight: _Tensor, bias: _Tensor, eps: float, out: _Tensor) -> None: ...
-def add_layernorm(
-    residual: _Tensor, delta: _Tensor, weight: _Tensor, bias: _Tensor, eps: float, out: _Tensor
+def cuda_devices() -> list[dict[str, Any]]: ...
+def layernorm(
+    x: _Tensor, weight: _Tensor, bias: _Tensor, eps: float, out: _Tensor, cuda: _Cuda = None
 ) -> None: ...
-def gelu(x: _Tensor, out: _Tensor) -> None: ...
+def add_layernorm(
+    residual: _Tensor,
+    delta: _Tensor,
+    weight: _Tensor,
+    bias: _Tensor,
+    eps: float,
+    out: _Tensor,
+    cuda: _Cuda = None,
+) -> None: ...
+def gelu(x: _Tensor, out: _Tensor, cuda: _Cuda = None) -> None: ...
 def embed(
-    tokens: _Tensor, positions: _Tensor, wte: _Tensor, wpe: _Tensor, out: _Tensor
+    tokens: _Tensor,
+    positions: _Tensor,
+    wte: _Tensor,
+    wpe: _Tensor,
+    out: _Tensor,
+    cuda: _Cuda = None,
 ) -> None: ...
 def linear(
     x: _Tensor,
@@ -41,10 +58,19 @@ def linear(
     residual: _Tensor | None,
     gelu: bool,
     out: _Tensor,
+    cuda: _Cuda = None,
 ) -> None: ...
-def attention_prefill(q: _Tensor, k: _Tensor, v: _Tensor, scale: float, out: _Tensor) -> None: ...
+def attention_prefill(
+    q: _Tensor, k: _Tensor, v: _Tensor, scale: float, out: _Tensor, cuda: _Cuda = None
+) -> None: ...
 def attention_decode(
-    q: _Tensor, k: _Tensor, v: _Tensor, lengths: _Tensor, scale: float, out: _Tensor
+    q: _Tensor,
+    k: _Tensor,
+    v: _Tensor,
+    lengths: _Tensor,
+    scale: float,
+    out: _Tensor,
+    cuda: _Cuda = None,
 ) -> None: ...
 def sample(
     logits: _Tensor,
@@ -58,6 +84,7 @@ def sample(
     positions: _Tensor,
     out_ids: _Tensor,
     out_logprobs: _Tensor,
+    cuda: _Cuda = None,
 ) -> None: ...
 
 class Draw:

@@ -18,14 +18,21 @@ from .errors import ParameterError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-FLOATS = (torch.float32, torch.bfloat16)
-
 
 class _Checks:
-    """Names the op in the messages, and holds every tensor to one device."""
+    """Names the op in the messages, and holds every tensor to one device.
+
+    Attributes:
+        floats: the types of values there.
+        factors: the types of what is multiplied there.
+    """
 
     def __init__(self, op: str, device: torch.device) -> None:
         self.op, self.device = op, device
+        cuda = device.type == "cuda"
+        halves: tuple[torch.dtype, ...] = (torch.float16, torch.bfloat16)
+        self.floats = (torch.float32, *(halves if cuda else halves[1:]))
+        self.factors = halves if cuda else self.floats
 
     def tensor(
         self,
@@ -53,9 +60,9 @@ class _Checks:
         if tensor.ndim != rank:
             self.fail(name, f"have {rank} dimensions", f"shape {_show(tensor.shape)}")
 
-    def rows(self, name: str, tensor: Tensor) -> None:
-        """Require float rows of any number of axes."""
-        self.tensor(name, tensor, None, FLOATS)
+    def rows(self, name: str, tensor: Tensor, dtypes: Sequence[torch.dtype]) -> None:
+        """Require rows of any number of axes."""
+        self.tensor(name, tensor, None, dtypes)
         if tensor.ndim == 0:
             self.fail(name, "have at least 1 dimensions", "shape ()")
 
@@ -70,7 +77,7 @@ def _show(shape: Sequence[object]) -> str:
 
 def _check_layernorm(op: str, name: str, x: Tensor, weight: Tensor, bias: Tensor) -> _Checks:
     check = _Checks(op, x.device)
-    check.rows(name, x)
+    check.rows(name, x, check.floats)
     check.tensor("weight", weight, x.shape[-1:])
     check.tensor("bias", bias, x.shape[-1:])
     return check
@@ -98,7 +105,8 @@ def add_layernorm_(
 
 
 def gelu(x: Tensor) -> Tensor:
-    _Checks("gelu", x.device).tensor("x", x, None, FLOATS)
+    check = _Checks("gelu", x.device)
+    check.tensor("x", x, None, check.floats)
     return x.new_empty(x.shape)
 
 
@@ -108,7 +116,7 @@ def embed(tokens: Tensor, positions: Tensor, wte: Tensor, wpe: Tensor) -> Tensor
     check.tensor("tokens", tokens, None, (torch.int64,))
     check.tensor("positions", positions, tokens.shape, (torch.int64,))
     check.rank("wte", wte, 2)
-    check.tensor("wte", wte, None, FLOATS)
+    check.tensor("wte", wte, None, check.floats)
     check.rank("wpe", wpe, 2)
     check.tensor("wpe", wpe, (wpe.shape[0], wte.shape[1]), (wte.dtype,), like="wte")
     return wte.new_empty((tokens.shape[0], wte.shape[1]))
@@ -118,7 +126,7 @@ def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, _gelu: bool
 ) -> Tensor:
     check = _Checks("linear", x.device)
-    check.rows("x", x)
+    check.rows("x", x, check.factors)
     check.rank("weight", weight, 2)
     outputs = weight.shape[0]
     check.tensor("weight", weight, (outputs, x.shape[-1]), (x.dtype,), like="x")
@@ -133,7 +141,7 @@ def linear(
 def attention_prefill(q: Tensor, k: Tensor, v: Tensor, _scale: float) -> Tensor:
     check = _Checks("attention_prefill", q.device)
     check.rank("q", q, 4)
-    check.tensor("q", q, None, FLOATS)
+    check.tensor("q", q, None, check.factors)
     check.rank("k", k, 4)
     check.tensor("k", k, (*q.shape[:2], k.shape[2], q.shape[3]), (q.dtype,), like="q")
     check.tensor("v", v, k.shape, (q.dtype,), like="q")
@@ -146,7 +154,7 @@ def attention_prefill(q: Tensor, k: Tensor, v: Tensor, _scale: float) -> Tensor:
 def attention_decode(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, _scale: float) -> Tensor:
     check = _Checks("attention_decode", q.device)
     check.rank("q", q, 3)
-    check.tensor("q", q, None, FLOATS)
+    check.tensor("q", q, None, check.factors)
     check.rank("k", k, 4)
     check.tensor("k", k, (*q.shape[:2], k.shape[2], q.shape[2]), (q.dtype,), like="q")
     check.tensor("v", v, k.shape, (q.dtype,), like="q")

@@ -45,6 +45,7 @@ def build_facts() -> dict[str, Any]:
         "build_type": build["build_type"],
         "cuda": build["cuda"],
         "device_note": build["cuda_note"],
+        **_cuda_devices(),
         "isas_compiled": list(build["isas_compiled"]),
         "isas": _C.isas(),
         "isa": _C.default_isa(),
@@ -53,6 +54,17 @@ def build_facts() -> dict[str, Any]:
         "threads_why": why,
         "memory_available": _C.available_memory(),
     }
+
+
+def _cuda_devices() -> dict[str, Any]:
+    """The CUDA devices, or in words why there is none."""
+    from . import _C
+    from .errors import DeviceError
+
+    try:
+        return {"cuda_devices": _C.cuda_devices(), "cuda_missing": None}
+    except DeviceError as error:
+        return {"cuda_devices": [], "cuda_missing": str(error)}
 
 
 def model_facts(name: str) -> dict[str, Any]:
@@ -123,9 +135,12 @@ def _threads(count: int) -> tuple[int, str]:
 
 
 def _plans(config: GPT2Config) -> dict[str, dict[str, int]]:
-    from .model import PRECISIONS, plan
+    from .device import PRECISIONS
+    from .model import plan
 
-    plans = {precision: plan(config, precision=precision, max_batch=1) for precision in PRECISIONS}
+    plans = {
+        precision: plan(config, precision=precision, max_batch=1) for precision in PRECISIONS["cpu"]
+    }
     return {name: {**asdict(sizes), "total": sizes.total} for name, sizes in plans.items()}
 
 
@@ -164,11 +179,25 @@ def _front_matter(text: str) -> dict[str, str]:
     return {}  # it never ended
 
 
+def _device_line(device: dict[str, Any]) -> str:
+    major, minor = device["capability"]
+    return (
+        f"cuda:{device['index']} {device['name']}, capability {major}.{minor}, "
+        f"{device['multiprocessors']} multiprocessors, {terminal.size(device['memory_bytes'])}"
+    )
+
+
 def _build_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     why = "GPT2_FAST_ISA" if facts["isa_forced"] else "the best this machine runs"
     return [
         ("gpt2-fast", f"{facts['version']}, {facts['build_type']}, {facts['compiler']}"),
-        ("device", f"CUDA {facts['cuda']}" if facts["cuda"] else facts["device_note"]),
+        ("device", facts["device_note"]),
+        *(("CUDA device", _device_line(device)) for device in facts["cuda_devices"]),
+        *(
+            [("CUDA device", facts["cuda_missing"])]
+            if facts["cuda"] and facts["cuda_missing"]
+            else []
+        ),
         ("compiled for", " ".join(facts["isas_compiled"])),
         ("this machine runs", " ".join(facts["isas"])),
         ("in use", f"{facts['isa']} ({why})"),

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from . import _C
 from . import prompts as prompts_of
 from .config import GPT2Config
-from .errors import DeviceError, ParameterError
+from .device import PRECISIONS, choose
+from .errors import ParameterError
 from .results import Generation, Plan, Score
 from .sampling import SamplingParams, integer
 from .sources import CheckpointSource, RandomSource, Source
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 Logits = npt.NDArray[np.float32]
-
-PRECISIONS = ("fp32", "bf16")
-DEVICES = ("auto", "cpu", "cuda")
 
 
 class GPT2:
@@ -48,7 +46,9 @@ class GPT2:
     Attributes:
         config: the shape.
         tokenizer: text to token ids and back, or None for a model without a vocabulary.
-        precision: "fp32" or "bf16", of weights, product inputs and KV cache; sums are float32.
+        precision: "fp32", "bf16" or "fp16", of weights, product inputs and KV cache; "int8" or
+            "int4", of weights, with all else in fp16. Sums are float32.
+        device: "cpu" or "cuda:0", "cuda:1", ...
         name: what it was loaded from.
 
     Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners";
@@ -73,10 +73,23 @@ class GPT2:
         self.name = name
         self._source = source
         count = _threads(threads)
-        self._plan = plan(self.config, precision=precision, threads=count, max_batch=max_batch)
-        _check_device(device)
+        chosen = choose(device, precision)
+        self.device = str(chosen)
+        self._plan = plan(
+            self.config,
+            precision=precision,
+            threads=count,
+            max_batch=max_batch,
+            device=chosen.kind,
+        )
         self._engine: _C.Engine | None = _C.Engine(
-            self.config.to_dict(), precision, _C.default_isa(), count, max_batch
+            self.config.to_dict(),
+            precision,
+            _C.default_isa(),
+            count,
+            max_batch,
+            chosen.kind,
+            chosen.index,
         )
         for tensor, dtype, array, release in source.tensors():
             self._engine.load(tensor, array, dtype)
@@ -98,8 +111,8 @@ class GPT2:
             name_or_path: "builtin"; a folder in Hugging Face's or OpenAI's layout; a name on the
                 hub (gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, owner/name); or one of
                 OpenAI's releases (124M, 355M, 774M, 1558M).
-            device: "cpu", "cuda", or "auto" for the best this build and machine have.
-            precision: "fp32" or "bf16".
+            device: "cpu", "cuda", "cuda:1", or "auto" for the best this build and machine have.
+            precision: "fp32" or "bf16" on the CPU; "bf16", "fp16", "int8" or "int4" on CUDA.
             threads: processor threads; None takes what affinity and container quota allow, or
                 GPT2_FAST_THREADS.
             max_batch: most sequences that run at the same time; more prompts wait their turn.
@@ -174,7 +187,7 @@ class GPT2:
 
     @property
     def isa(self) -> str:
-        """Instruction set the engine runs on."""
+        """Instruction set the engine runs on; "cuda" on a CUDA device."""
         return self._running().isa
 
     @overload
@@ -297,7 +310,9 @@ class GPT2:
     def __repr__(self) -> str:
         """Name, size and precision."""
         millions = self.config.parameters / 1e6
-        state = "closed" if self._engine is None else f"{self._engine.threads} threads"
+        state = "closed" if self._engine is None else self.device
+        if self._engine is not None and self.device == "cpu":
+            state = f"{self._engine.threads} threads"
         return f"<GPT2 {self.name!r}: {millions:.1f}M parameters, {self.precision}, {state}>"
 
     def _arrays(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
@@ -367,23 +382,32 @@ class GPT2:
 
 
 def plan(
-    config: GPT2Config, *, precision: str = "bf16", threads: int | None = None, max_batch: int = 16
+    config: GPT2Config,
+    *,
+    precision: str = "bf16",
+    threads: int | None = None,
+    max_batch: int = 16,
+    device: str = "cpu",
 ) -> Plan:
     """Bytes a model of this shape will take, without making it.
 
     Args:
         config: its shape.
         precision, threads, max_batch: as in `GPT2.from_pretrained`.
+        device: "cpu" or "cuda"; the latter needs a CUDA build, but no GPU.
 
     Raises:
         ParameterError: an argument is outside its range.
+        DeviceError: this build has no CUDA kernels.
     """
-    if precision not in PRECISIONS:
-        raise ParameterError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if device not in PRECISIONS:
+        raise ParameterError(f"device must be one of {', '.join(PRECISIONS)}, got {device!r}")
+    if precision not in PRECISIONS[device]:
+        allowed = ", ".join(PRECISIONS[device])
+        raise ParameterError(f"precision must be one of {allowed}, got {precision!r}")
     sequences = integer("max_batch", max_batch, 1, 65536)
-    return Plan(
-        **_without_total(_C.plan(config.to_dict(), precision, _threads(threads), sequences))
-    )
+    sizes = _C.plan(config.to_dict(), precision, _threads(threads), sequences, device)
+    return Plan(**_without_total(sizes))
 
 
 def _without_total(sizes: dict[str, int]) -> dict[str, int]:
@@ -397,10 +421,3 @@ def _threads(threads: int | None) -> int:
 def _shown(tokenizer: Tokenizer, token: int) -> str:
     """Text of one token; a padded vocabulary has ids without any."""
     return tokenizer.decode([token]) if token < tokenizer.vocab_size else ""
-
-
-def _check_device(device: str) -> None:
-    if device not in DEVICES:
-        raise ParameterError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
-    if device == "cuda":
-        raise DeviceError(f"device 'cuda' is not available: {_C.build_info()['cuda_note']}")

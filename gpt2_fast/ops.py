@@ -1,12 +1,17 @@
 """Every kernel as a torch op: `gpt2_fast.ops.layernorm(x, weight, bias)` and so on.
 
-The same names and arguments as `gpt2_fast.reference`, for CPU tensors of float32 or bfloat16, over
-the native module. Results are allocated here; only the op whose name ends in an underscore changes
-an argument. The ops are registered in the namespace `torch.ops.gpt2_fast`, know their shapes under
-fake tensors, and so work under `torch.compile(fullgraph=True)`. They have no backward.
+The same names and arguments as `gpt2_fast.reference`, over the native module: for CPU tensors of
+float32 or bfloat16, and in a CUDA build for CUDA tensors of bfloat16 or float16 (and float32 where
+nothing is multiplied: layernorm, add_layernorm, gelu, embed, sample). Results are allocated here;
+only the op whose name ends in an underscore changes an argument. The ops are registered in the
+namespace `torch.ops.gpt2_fast`, know their shapes under fake tensors, and so work under
+`torch.compile(fullgraph=True)`. They have no backward.
 
-The instruction set and the number of threads are those of `gpt2_fast._C.set_op_backend`; they never
-change a bit of a result.
+On the CPU the instruction set and the number of threads are those of
+`gpt2_fast._C.set_op_backend`; they never change a bit of a result. On CUDA an op runs on torch's
+current stream, takes its scratch memory from torch, and waits for nothing. It therefore cannot look
+at values: an id of `embed` that is out of range gives a row of NaN, parameters of `sample` that are
+give -1 and NaN, and a length of `attention_decode` is taken as the nearest in range.
 
 Every op raises `ParameterError` (a `ValueError`) that names the op, the argument, what was wanted
 and what came. All tensors must be contiguous. Shapes are written as in `gpt2_fast.reference`.
@@ -36,7 +41,7 @@ def layernorm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Ten
     out = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias, with the biased variance.
 
     Args:
-        x: (..., C) float32 or bfloat16, contiguous.
+        x: (..., C) a float type of its device (see the module), contiguous.
         weight, bias: (C,) float32.
         eps: added to the variance, in squared units of x. GPT-2 uses 1e-5.
 
@@ -77,7 +82,8 @@ def add_layernorm_(
     over the last axis, with the biased variance.
 
     Args:
-        residual: (..., C) float32 or bfloat16, contiguous; holds h on return.
+        residual: (..., C) a float type of its device (see the module), contiguous; holds h on
+            return.
         delta: shape and dtype of `residual`.
         weight, bias: (C,) float32.
         eps: added to the variance, in squared units of h. GPT-2 uses 1e-5.
@@ -98,7 +104,7 @@ def gelu(x: Tensor) -> Tensor:
     """GELU in its tanh form: x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))).
 
     Args:
-        x: any shape, float32 or bfloat16, contiguous.
+        x: any shape, a float type of its device (see the module), contiguous.
 
     Returns:
         Shape and dtype of `x`.
@@ -117,7 +123,7 @@ def embed(tokens: Tensor, positions: Tensor, wte: Tensor, wpe: Tensor) -> Tensor
 
     Args:
         tokens, positions: (R,) int64, in 0 .. V - 1 and 0 .. n_ctx - 1.
-        wte: (V, C) float32 or bfloat16, contiguous.
+        wte: (V, C) a float type of its device (see the module), contiguous.
         wpe: (n_ctx, C), dtype of `wte`.
 
     Returns:
@@ -142,7 +148,7 @@ def linear(
     A row of the result depends on that row of `x` alone, bit for bit.
 
     Args:
-        x: (..., K) float32 or bfloat16, contiguous.
+        x: (..., K) a float type of its device (see the module), contiguous.
         weight: (N, K), dtype of `x`: one row per output, as in torch's Linear.
         bias: (N,) float32, or None.
         residual: (..., N), dtype of `x`, or None.
@@ -162,7 +168,8 @@ def attention_prefill(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """softmax(q k^T * scale) v for T new queries, causal, aligned to the end of the S keys.
 
     Args:
-        q: (B, H, T, D) float32 or bfloat16, contiguous. Query t sees the keys 0 .. S - T + t.
+        q: (B, H, T, D) a float type of its device (see the module), contiguous. Query t sees the
+            keys 0 .. S - T + t.
         k, v: (B, H, S, D) with S >= T, dtype of `q`.
         scale: multiplies q.k before the softmax.
 
@@ -182,7 +189,7 @@ def attention_decode(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scale: fl
     """Attention of one query per sequence over that sequence's own number of keys.
 
     Args:
-        q: (B, H, D) float32 or bfloat16, contiguous.
+        q: (B, H, D) a float type of its device (see the module), contiguous.
         k, v: (B, H, S, D), dtype of `q`; positions from `lengths` on do not matter.
         lengths: (B,) int32 in 1 .. S. Sequence b sees the keys 0 .. lengths[b] - 1.
         scale: multiplies q.k before the softmax.
@@ -242,9 +249,17 @@ def sample(
 # The ops themselves: allocate, call.
 
 
+def _stream(tensor: Tensor) -> tuple[int, Callable[[int], Tensor]] | None:
+    """Where an op on this tensor's device runs: None, or a CUDA stream and memory in its order."""
+    if not tensor.is_cuda:
+        return None
+    stream = torch.cuda.current_stream(tensor.device).cuda_stream
+    return stream, lambda size: tensor.new_empty(size, dtype=torch.uint8)
+
+
 def _layernorm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     out = x.new_empty(x.shape)
-    _C.layernorm(x, weight, bias, eps, out)
+    _C.layernorm(x, weight, bias, eps, out, _stream(x))
     return out
 
 
@@ -253,7 +268,7 @@ def _add_layernorm(
 ) -> tuple[Tensor, Tensor]:
     h, out = _op_shapes.add_layernorm(residual, delta, weight, bias, eps)
     h.copy_(residual)
-    _C.add_layernorm(h, delta, weight, bias, eps, out)
+    _C.add_layernorm(h, delta, weight, bias, eps, out, _stream(h))
     return h, out
 
 
@@ -261,19 +276,19 @@ def _add_layernorm_(
     residual: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> Tensor:
     out = residual.new_empty(residual.shape)
-    _C.add_layernorm(residual, delta, weight, bias, eps, out)
+    _C.add_layernorm(residual, delta, weight, bias, eps, out, _stream(residual))
     return out
 
 
 def _gelu(x: Tensor) -> Tensor:
     out = x.new_empty(x.shape)
-    _C.gelu(x, out)
+    _C.gelu(x, out, _stream(x))
     return out
 
 
 def _embed(tokens: Tensor, positions: Tensor, wte: Tensor, wpe: Tensor) -> Tensor:
     out = wte.new_empty((*tokens.shape, *wte.shape[-1:]))
-    _C.embed(tokens, positions, wte, wpe, out)
+    _C.embed(tokens, positions, wte, wpe, out, _stream(wte))
     return out
 
 
@@ -281,19 +296,19 @@ def _linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, gelu: bool
 ) -> Tensor:
     out = x.new_empty((*x.shape[:-1], *weight.shape[:1]))
-    _C.linear(x, weight, bias, residual, gelu, out)
+    _C.linear(x, weight, bias, residual, gelu, out, _stream(x))
     return out
 
 
 def _attention_prefill(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     out = q.new_empty(q.shape)
-    _C.attention_prefill(q, k, v, scale, out)
+    _C.attention_prefill(q, k, v, scale, out, _stream(q))
     return out
 
 
 def _attention_decode(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scale: float) -> Tensor:
     out = q.new_empty(q.shape)
-    _C.attention_decode(q, k, v, lengths, scale, out)
+    _C.attention_decode(q, k, v, lengths, scale, out, _stream(q))
     return out
 
 
@@ -321,6 +336,7 @@ def _sample(
         positions,
         tokens,
         logprobs,
+        _stream(logits),
     )
     return tokens, logprobs
 
@@ -370,17 +386,17 @@ _OPS: tuple[tuple[str, Callable[..., Any], Callable[..., Any]], ...] = (
 
 
 def _refusal(op: str, names: tuple[str, ...]) -> Callable[..., Any]:
-    """What runs where no kernel is: on every device but the CPU, and for sparse tensors."""
+    """What runs where no kernel is: on other devices than CPU and CUDA, and for sparse tensors."""
 
     def refuse(*args: object) -> None:
         tensors = [(n, a) for n, a in zip(names, args, strict=True) if isinstance(a, Tensor)]
         for name, tensor in tensors:
-            if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+            if tensor.device.type not in {"cpu", "cuda"} or tensor.layout != torch.strided:
                 layout = str(tensor.layout).removeprefix("torch.")
                 raise ParameterError(
-                    f"{op}: {name} must be strided on cpu, got {layout} on {tensor.device}"
+                    f"{op}: {name} must be strided on cpu or cuda, got {layout} on {tensor.device}"
                 )
-        raise ParameterError(f"{op}: {tensors[0][0]} must be a plain tensor on cpu")
+        raise ParameterError(f"{op}: {tensors[0][0]} must be a plain tensor on cpu or cuda")
 
     return refuse
 
@@ -392,6 +408,7 @@ def _register() -> torch.library.Library:
     for schema, kernel, shapes in _OPS:
         op = library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         library.impl(op, kernel, "CPU")
+        library.impl(op, kernel, "CUDA")
         names = tuple(signature(kernel).parameters)
         library.impl(op, _refusal(op, names), "CompositeExplicitAutograd")
         torch.library.register_fake(f"gpt2_fast::{op}", shapes, lib=library)

@@ -12,8 +12,16 @@ namespace gpt2f {
 struct Device;  // one processor of the backend with a stream of its own
 struct Recording;  // kernels and copies recorded once, replayed with one call
 
+struct DeviceFacts {
+  char name[256];
+  int capability;  // 10 major + minor
+  int multiprocessors;
+  int64_t memory;  // bytes in all
+};
+
 struct DeviceTable {
   int (*count)();  // devices that can be used; throws with the reason when the system has none
+  DeviceFacts (*facts)(int index);
   Device* (*open)(int index, Precision);  // also refuses what the device cannot compute
   void (*close)(Device*);  // never throws
   void* (*stream)(Device*);

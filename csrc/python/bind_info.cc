@@ -12,6 +12,7 @@
 #include "cpu/select.h"
 #include "python/arg.h"
 #include "python/bindings.h"
+#include "python/cuda_backend.h"
 
 namespace py = pybind11;
 
@@ -87,6 +88,22 @@ uint32_t checksum(const py::buffer& data, uint32_t seed) {
   return sum;
 }
 
+py::list cuda_devices() {
+  const DeviceTable& device = *cuda_table()->device;
+  py::list all;
+  for (int index = 0; index < device.count(); ++index) {
+    const DeviceFacts facts = device.facts(index);
+    py::dict one;
+    one["index"] = index;
+    one["name"] = facts.name;
+    one["capability"] = py::make_tuple(facts.capability / 10, facts.capability % 10);
+    one["memory_bytes"] = facts.memory;
+    one["multiprocessors"] = facts.multiprocessors;
+    all.append(one);
+  }
+  return all;
+}
+
 }  // namespace
 
 std::string default_isa() {
@@ -106,6 +123,7 @@ int default_threads() {
 
 void bind_info(py::module_& module) {
   module.def("build_info", build_info);
+  module.def("cuda_devices", cuda_devices);
   module.def("isas", isas);
   module.def("default_isa", default_isa);
   module.def("available_threads", default_threads);

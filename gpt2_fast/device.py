@@ -1,0 +1,92 @@
+"""Where a model runs: the CPU, or a CUDA device of a CUDA build."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass
+
+from . import _C
+from .errors import DeviceError, ParameterError
+
+#: Precisions of each kind of device.
+PRECISIONS = {"cpu": ("fp32", "bf16"), "cuda": ("bf16", "fp16", "int8", "int4")}
+
+_NAME = re.compile(r"(auto|cpu|cuda)(?::([0-9]{1,4}))?\Z")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device of this machine.
+
+    Attributes:
+        kind: "cpu" or "cuda".
+        index: its number among the CUDA devices that CUDA_VISIBLE_DEVICES leaves.
+    """
+
+    kind: str
+    index: int = 0
+
+    def __str__(self) -> str:
+        """As `GPT2.from_pretrained` takes it."""
+        return self.kind if self.kind == "cpu" else f"{self.kind}:{self.index}"
+
+
+def choose(device: str, precision: str) -> Device:
+    """The device a name means for a precision.
+
+    Args:
+        device: "cpu", "cuda", "cuda:1", or "auto": CUDA where this build has its kernels, a device
+            answers and it computes in `precision`, else the CPU.
+        precision: "fp32" and "bf16" on the CPU; "bf16", "fp16", "int8" and "int4" on CUDA.
+
+    Raises:
+        ParameterError: no such device name or precision, or one that is not for the other.
+        DeviceError: "cuda" was asked for and the build, the driver or the device is missing.
+    """
+    found = _NAME.match(str(device))
+    if found is None or (found[2] is not None and found[1] != "cuda"):
+        raise ParameterError(f"device must be auto, cpu, cuda or cuda:NUMBER, got {device!r}")
+    everything = tuple(dict.fromkeys(PRECISIONS["cpu"] + PRECISIONS["cuda"]))
+    if precision not in everything:
+        raise ParameterError(f"precision must be one of {', '.join(everything)}, got {precision!r}")
+    kind = found[1]
+    if kind == "auto":
+        return _automatic(precision)
+    if precision not in PRECISIONS[kind]:
+        allowed = ", ".join(PRECISIONS[kind])
+        raise ParameterError(f"precision must be one of {allowed} on {kind}, got {precision!r}")
+    if kind == "cuda":
+        _C.cuda_devices()  # says what is missing
+    return Device(kind, int(found[2] or 0))
+
+
+def _automatic(precision: str) -> Device:
+    """CUDA where it can do it, else the CPU; a device that is left out is mentioned."""
+    if precision not in PRECISIONS["cuda"]:
+        return Device("cpu")
+    try:
+        devices = _C.cuda_devices()
+    except DeviceError as error:
+        if precision in PRECISIONS["cpu"]:
+            return Device("cpu")
+        allowed = ", ".join(PRECISIONS["cpu"])
+        raise ParameterError(
+            f"precision must be one of {allowed} on cpu, got {precision!r}. {error}"
+        ) from error
+    major, minor = devices[0]["capability"]
+    least = (8, 0) if precision == "bf16" else (7, 5)
+    if (major, minor) >= least:
+        return Device("cuda")
+    reason = (
+        f"{devices[0]['name']} has compute capability {major}.{minor}, {precision!r} needs "
+        f"{least[0]}.{least[1]}"
+    )
+    if precision not in PRECISIONS["cpu"]:
+        raise DeviceError(f"device 'cuda': {reason}")
+    warnings.warn(
+        f"{reason}: running on the CPU. Use precision='fp16' to run on the GPU, or device='cpu' to "
+        "silence this.",
+        stacklevel=3,
+    )
+    return Device("cpu")
