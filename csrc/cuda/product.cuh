@@ -35,13 +35,13 @@ constexpr int64_t kBlocksWanted = 128;  // about the processors of a large devic
 
 // Where rows come from. The operand, or with kNorm the residual.
 struct ProductRows {
-  const void* operand;  // 16-bit rows
-  const float* residual;  // float rows
-  int64_t stride;  // of either, in elements
-  const int32_t* asked;  // with kNorm: which rows of the residual, null for the first ones
-  LayernormParameters norm;
-  int32_t width;  // K
-  int32_t rows;
+  const void* operand = nullptr;  // 16-bit rows
+  const float* residual = nullptr;  // float rows
+  int64_t stride = 0;  // of either, in elements
+  const int32_t* asked = nullptr;  // with kNorm: which rows of the residual; null: the first ones
+  LayernormParameters norm = {};
+  int32_t width = 0;  // K
+  int32_t rows = 0;
 };
 
 struct Product {
