@@ -137,6 +137,7 @@ void complete(Exchange& exchange, Collective kind) {
 }
 
 const Exchange& meet(Collective kind, uint64_t word, const Where& where) {
+  const InRuntime guard;
   Thread& me = running();
   Warp& warp = *me.warp;
   if (warp.left != 0) {

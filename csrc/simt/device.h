@@ -11,8 +11,8 @@
 #include "simt/device_types.h"
 #include "simt/half.h"
 
-#define threadIdx (::gpt2f::simt::here->thread)
-#define blockIdx (::gpt2f::simt::here->block)
+#define threadIdx (::gpt2f::simt::thread_index())
+#define blockIdx (::gpt2f::simt::block_index())
 
 #define DEVICE inline
 #define KERNEL void

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "simt/host.h"
+#include "simt/race.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -60,6 +61,13 @@ bool touches_device_memory(const void* address, size_t bytes) {
   const auto found = before(static_cast<const char*>(address) + bytes);
   return found != allocations().end() &&
          found->first + found->second.bytes > static_cast<const char*>(address);
+}
+
+std::string device_place(const void* address) {
+  const auto found = before(address);
+  if (found == allocations().end() || !in_device_memory(address, 1)) return cat(address);
+  return cat("byte ", static_cast<const char*>(address) - found->first, " of a device buffer of ",
+             found->second.bytes, " bytes");
 }
 
 size_t device_bytes_in_use() { return in_use; }
@@ -179,6 +187,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   return report(enqueue(stream, [=] {
     if (!right()) throw KernelError("cudaMemcpyAsync: device memory was freed before the copy ran");
     std::memmove(to, from, bytes);
+    end_overlap();
   }));
 }
 
@@ -192,5 +201,6 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stre
       throw KernelError("cudaMemsetAsync: device memory was freed before it ran");
     }
     std::memset(to, value, bytes);
+    end_overlap();
   }));
 }

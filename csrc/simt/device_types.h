@@ -21,6 +21,15 @@ struct Index {
 };
 extern Index* here;
 
+// In the race build the compiler reports every load; these are not the kernel's.
+#if defined(__SANITIZE_THREAD__)
+#define GPT2F_NOT_REPORTED __attribute__((no_sanitize("thread"), noinline))
+#else
+#define GPT2F_NOT_REPORTED
+#endif
+GPT2F_NOT_REPORTED inline uint3 thread_index() { return here->thread; }
+GPT2F_NOT_REPORTED inline uint3 block_index() { return here->block; }
+
 enum class Collective : uint8_t {
   kSyncWarp,
   kShuffle,
@@ -64,6 +73,6 @@ void commit_copies();
 void wait_copies(uint32_t keep);
 [[noreturn]] void misaligned(const char* what, const void* address, const Where& where);
 // Accesses that the compiler's instrumentation does not see.
-void note_access(const void* address, size_t bytes, bool write);
+void note_access(const void* address, size_t bytes, bool store);
 
 }  // namespace gpt2f::simt

@@ -57,5 +57,7 @@ bool touches_device_memory(const void* address, size_t bytes);
 // Throws KernelError if what `writer` did has changed bytes around a device allocation.
 void check_guards(const char* writer);
 size_t device_bytes_in_use();
+// "byte 12 of a device buffer of 64 bytes", or the address itself.
+std::string device_place(const void* address);
 
 }  // namespace gpt2f::simt

@@ -13,6 +13,7 @@
 #include "simt/device_types.h"
 #include "simt/fiber.h"
 #include "simt/launch.h"
+#include "simt/marks.h"
 
 namespace gpt2f::simt {
 
@@ -81,8 +82,9 @@ struct Block {
   std::vector<Warp> warps;
   size_t arriving = 0;    // threads at the barrier
   size_t left = 0;        // threads that have left the kernel
-  size_t waited = 0;      // threads that called wait_for_previous
-  uint32_t interval = 1;  // barriers so far, for the race checker
+  uint32_t interval = 0;  // between barriers, counted from 1, for the race checker
+  uint32_t epoch = 0;     // the same, counted over all blocks and launches
+  std::vector<Cell> cells;
   char* arena = nullptr;
   size_t used = 0;        // bytes of the arena, gaps included
   size_t shared = 0;      // bytes a kernel may use
@@ -94,16 +96,32 @@ struct Launch {
   dim3 grid, block;
   size_t shared_bytes;
   void* const* arguments;
+  bool overlaps;  // with the launch before it, until it waits
 };
 
 // Runs every block of the grid to its end; throws KernelError.
 void run_launch(const Launch& launch);
 bool inside_kernel();
+// True while a kernel's own code runs. What the runtime does on a kernel's stack is no access of
+// the kernel's, though it may be done by a copy of a template that was compiled with the kernel.
+extern bool kernel_code;
+class InRuntime {
+ public:
+  InRuntime() : before_(kernel_code) { kernel_code = false; }
+  ~InRuntime() { kernel_code = before_; }
+  InRuntime(const InRuntime&) = delete;
+  InRuntime& operator=(const InRuntime&) = delete;
+
+ private:
+  bool before_;
+};
 inline Thread& running() { return *static_cast<Thread*>(here); }
 
 // The running thread waits until somebody makes it ready.
 void yield(State state, const Where& where);
 void make_ready(Thread& thread);
+// The running thread lets others go first.
+void step_aside();
 // Makes the threads ready in the order of the schedule.
 void release(Thread* const* threads, size_t count);
 // Ends the launch with an error that names kernel, block and thread.

@@ -6,7 +6,7 @@
 #include <memory>
 #include <numeric>
 
-#include "simt/runtime.h"
+#include "simt/race.h"
 
 dim3 blockDim;
 dim3 gridDim;
@@ -14,6 +14,7 @@ dim3 gridDim;
 namespace gpt2f::simt {
 
 Index* here = nullptr;
+bool kernel_code = false;
 
 namespace {
 
@@ -69,6 +70,9 @@ void switch_from(Thread& thread, bool last) {
 
 void leave_block(Thread& thread) {
   Block& block = *thread.home;
+  if (processor.launch->overlaps && !thread.waited_for_previous) {
+    fail("leaves the kernel without wait_for_previous");
+  }
   leave_warp(thread);
   if (block.arriving > 0) {
     const auto waits = [](const Thread& t) { return t.state == State::kBarrier; };
@@ -76,10 +80,6 @@ void leave_block(Thread& thread) {
     fail("leaves the kernel while " + describe(*other) + " waits in " + describe(other->where));
   }
   if (++block.left < block.threads.size()) return;
-  if (block.waited != 0 && block.waited != block.threads.size()) {
-    fail("only " + std::to_string(block.waited) + " threads of the block called " +
-         "wait_for_previous");
-  }
   check_shared(block);
   processor.finished.push_back(&block);
 }
@@ -88,7 +88,9 @@ void run_thread() {
   enter_fiber();
   Thread& thread = running();
   const Launch& launch = *processor.launch;
+  kernel_code = true;
   launch.kernel->call(launch.kernel->address, launch.arguments);
+  kernel_code = false;
   land_copies(thread, thread.groups + 1);
   thread.state = State::kLeft;
   leave_block(thread);
@@ -103,8 +105,9 @@ void start_block(Block& block, size_t slot, uint32_t number) {
   block.number = number;
   block.threads.resize(count);
   block.warps.assign(count / 32, Warp{});
-  block.arriving = block.left = block.waited = 0;
-  block.interval = 1;
+  block.arriving = block.left = 0;
+  block.interval = 0;
+  begin_interval(block);
   prepare_shared(block, launch.shared_bytes);
   const uint3 index{number % gridDim.x, number / gridDim.x % gridDim.y,
                     number / gridDim.x / gridDim.y};
@@ -182,7 +185,10 @@ void run_blocks() {
     start_block(*block, started, order[started]);
   }
   while (ended < total) {
-    if (processor.queue.empty()) fail_stuck();
+    if (processor.queue.empty()) {
+      here = nullptr;
+      fail_stuck();
+    }
     Thread* thread = next_thread();
     ++stats().switches;
     here = thread;
@@ -226,6 +232,12 @@ void yield(State state, const Where& where) {
   switch_from(me, false);
 }
 
+void step_aside() {
+  Thread& me = running();
+  make_ready(me);
+  switch_from(me, false);
+}
+
 std::string describe(const Thread& thread) {
   return cat("block (", thread.block.x, ", ", thread.block.y, ", ", thread.block.z, ") thread ",
              thread.number, " (warp ", thread.number / 32, ", lane ", thread.lane, ")");
@@ -235,6 +247,7 @@ void fail_launch(const std::string& message) {
   const std::string whole = cat("kernel ", kernel_name(), ": ", message);
   if (!inside_kernel()) throw KernelError(whole);
   // The fibers of the launch are dropped as they stand: they own nothing.
+  kernel_code = false;
   processor.error = whole;
   processor.failed = true;
   switch_fiber(running().fiber, processor.host, true);
@@ -244,6 +257,7 @@ void fail_launch(const std::string& message) {
 void fail(const std::string& message) { fail_launch(describe(running()) + " " + message); }
 
 void sync_block(const Where& where) {
+  const InRuntime guard;
   Thread& me = running();
   Block& block = *me.home;
   const char* name = "sync_block";
@@ -268,7 +282,7 @@ void sync_block(const Where& where) {
     others.push_back(&thread);
   }
   ++stats().barriers;
-  ++block.interval;
+  begin_interval(block);
   block.arriving = 0;
   release(others.data(), others.size());
 }
@@ -284,6 +298,7 @@ void run_launch(const Launch& launch) {
   blockDim = launch.block;
   gridDim = launch.grid;
   ++stats().launches;
+  begin_launch(launch.overlaps);
   try {
     run_blocks();
   } catch (...) {

@@ -57,6 +57,7 @@ void prepare_shared(Block& block, size_t dynamic_bytes) {
 void* dynamic_shared() { return running().home->arena + kGap; }
 
 void* shared_array(const void* key, const char* name, size_t bytes) {
+  const InRuntime guard;
   Block& block = *running().home;
   for (const SharedArray& array : block.arrays) {
     if (array.key == key) return block.arena + array.offset;
@@ -112,6 +113,7 @@ void land(const AsyncCopy& copy) {
 }  // namespace
 
 void copy_async(void* to, const void* from, bool valid, const Where& where) {
+  const InRuntime guard;
   if (reinterpret_cast<uintptr_t>(to) % 16 != 0) misaligned("cp_async16 to", to, where);
   if (valid && reinterpret_cast<uintptr_t>(from) % 16 != 0) {
     misaligned("cp_async16 from", from, where);
@@ -143,11 +145,13 @@ void land_copies(Thread& thread, uint32_t groups) {
 }
 
 void wait_copies(uint32_t keep) {
+  const InRuntime guard;
   Thread& me = running();
   if (me.groups > keep) land_copies(me, me.groups - keep);
 }
 
 void misaligned(const char* what, const void* address, const Where& where) {
+  const InRuntime guard;
   fail(cat(what, " ", address, " at ", describe(where), ": the address is not a multiple of 16"));
 }
 

@@ -10,7 +10,7 @@
 #include <unordered_map>
 
 #include "simt/host.h"
-#include "simt/runtime.h"
+#include "simt/race.h"
 
 struct CUgraph_st {
   std::vector<gpt2f::simt::Task> tasks;
@@ -75,12 +75,15 @@ struct RecordedLaunch {
   const Kernel* kernel;
   dim3 grid, block;
   size_t shared_bytes;
+  bool overlaps;  // may begin before the launch in front of it has ended
+  bool alone;     // on the null stream, where nothing overlaps
   std::vector<std::vector<std::max_align_t>> values;
 
   void run() {
     std::vector<void*> arguments;
     for (auto& value : values) arguments.push_back(value.data());
-    run_launch({kernel, grid, block, shared_bytes, arguments.data()});
+    if (alone) end_overlap();
+    run_launch({kernel, grid, block, shared_bytes, arguments.data(), overlaps});
     check_guards(kernel->name);
   }
 };
@@ -165,6 +168,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   }
   if (kept_error) std::rethrow_exception(std::exchange(kept_error, nullptr));
   if (stream != nullptr) run(*stream, stream->waiting.size());
+  end_overlap();
   return cudaSuccess;
 }
 
@@ -346,7 +350,9 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* ke
     return report(cudaErrorInvalidConfiguration);
   }
   auto recorded = std::make_shared<RecordedLaunch>();
-  *recorded = {found, grid, block, config->dynamicSmemBytes, {}};
+  *recorded = {
+      found, grid, block, config->dynamicSmemBytes, config->numAttrs > 0, config->stream == nullptr,
+      {}};
   for (size_t i = 0; i < found->argument_bytes.size(); ++i) {
     const size_t bytes = found->argument_bytes[i];
     recorded->values.emplace_back(bytes / sizeof(std::max_align_t) + 1);
