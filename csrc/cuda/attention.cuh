@@ -16,8 +16,7 @@
 //           Lane 4 g + t loads 16 bytes of key g: d = 8 t ... 8 t + 7 of a block of 32, two
 //           instructions (layout.h); and 16 bytes of V words [pair t or t + 4][32 q + 4 g], column
 //           g of four tiles, so that it ends up with O[g][32 q + 8 t ... + 7].
-// Numerics  Products and sums of the tensor core in fp32; 2^x to 2 ulp; nothing is left to the
-//           compiler to fuse. What lies in a page behind the sequence's end is masked by hand: 0
+// Numerics  Products and sums of the tensor core in fp32; 2^x to 2 ulp. What lies in a page behind the sequence's end is masked by hand: 0
 //           times a NaN is a NaN. Values that are not finite behind a row, but not behind the last
 //           row of the tile, are found by their result and cost a pass per row.
 // Limits    D up to 128, padded to 32, 64, 96 or 128.
@@ -148,8 +147,7 @@ DEVICE void weigh(float (&s)[kKeyTiles][4], float factor, const Seen& seen,
   for (int n = 0; n < kKeyTiles; ++n) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      // A multiplication that cannot be fused with the subtraction below.
-      const float u = fma(s[n][i], factor, 0.0f);
+      const float u = s[n][i] * factor;
       const bool hidden = masked && own[i / 2] <= 8 * n + i % 2;
       s[n][i] = hidden ? -__builtin_inff() : u;
       top[i / 2] = fmaxf(top[i / 2], s[n][i]);

@@ -257,6 +257,21 @@ def test_the_future_does_not_count(
 
 
 @each_way
+def test_a_zero_has_one_sign(simt: Any, schedule: str, way: str) -> None:
+    """A chunk too small to count leaves -0; that a later row sees another chunk makes no odds."""
+    p = prompt(1, 136, 16, 8, "bf16")
+    p.q[:] = 1.0
+    p.k[:] = 0.0
+    p.k[:, 64:] = -40.0
+    p.v[:, :64] = 0.0
+    p.v[:, 64:] = -1e-30
+
+    out = attend(simt, [p], way)[0]
+
+    assert_same_bits(out, torch.zeros_like(out))
+
+
+@each_way
 def test_values_that_are_not_finite_are_seen(simt: Any, schedule: str, way: str) -> None:
     p = prompt(1, 90, 9, 32)
     p.v[:, 84, 3] = torch.inf
@@ -334,7 +349,13 @@ def dense_inputs(
 @each_type
 @pytest.mark.parametrize(
     ("batch", "heads", "rows", "keys", "size"),
-    [(2, 3, 1, 1, 8), (1, 2, 70, 70, 64), (2, 2, 17, 200, 20), (3, 4, 5, 33, 96), (2, 40, 2, 20, 5)],
+    [
+        (2, 3, 1, 1, 8),
+        (1, 2, 70, 70, 64),
+        (2, 2, 17, 200, 20),
+        (3, 4, 5, 33, 96),
+        (2, 40, 2, 20, 5),
+    ],
 )
 def test_dense_prefill(
     simt: Any, schedule: str, batch: int, heads: int, rows: int, keys: int, size: int, name: str
