@@ -1,6 +1,4 @@
 // _C.simt: how the simulated device runs, what its checks have found, and failures on request.
-#include "simt/python/bind_simt.h"
-
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
@@ -9,6 +7,7 @@
 #include <string>
 
 #include "simt/host.h"
+#include "simt/python/bindings.h"
 #include "simt/race.h"
 
 namespace py = pybind11;

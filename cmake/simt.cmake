@@ -1,0 +1,59 @@
+# GPT2_FAST_SIMT=OFF|PLAIN|RACE|ADDRESS: csrc/cuda compiled by the C++ compiler for the simulated
+# device of csrc/simt, for tests on machines without a GPU. Never part of a wheel. RACE reports every
+# load and store of the kernels to the race checker, ADDRESS is under AddressSanitizer and
+# UndefinedBehaviorSanitizer. Comes before cuda.cmake: there is one CUDA backend in a module.
+set(GPT2_FAST_SIMT OFF CACHE STRING "Run the CUDA kernels on the CPU: OFF, PLAIN, RACE or ADDRESS")
+set_property(CACHE GPT2_FAST_SIMT PROPERTY STRINGS OFF PLAIN RACE ADDRESS)
+if(NOT GPT2_FAST_SIMT MATCHES "^(OFF|PLAIN|RACE|ADDRESS)$")
+  message(FATAL_ERROR "GPT2_FAST_SIMT must be OFF, PLAIN, RACE or ADDRESS, got '${GPT2_FAST_SIMT}'")
+endif()
+if(GPT2_FAST_SIMT)
+  if(GPT2_FAST_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "GPT2_FAST_SIMT=${GPT2_FAST_SIMT} is a build without CUDA: "
+                        "leave GPT2_FAST_CUDA at AUTO, or set it OFF.")
+  endif()
+  set(GPT2_FAST_CUDA OFF)
+  if(GPT2_FAST_SIMT STREQUAL "ADDRESS")
+    set(GPT2_FAST_SANITIZE "address;undefined")
+  endif()
+endif()
+
+# gpt2f_add_simt(<target>): links csrc/simt and, compiled for it, csrc/cuda into the target. Nothing
+# where GPT2_FAST_SIMT is OFF.
+macro(gpt2f_add_simt target)
+  if(GPT2_FAST_SIMT)
+    set(GPT2_FAST_CUDA_NOTE "simulated CUDA device (GPT2_FAST_SIMT=${GPT2_FAST_SIMT})")
+    add_library(gpt2f_simt_options INTERFACE)
+    target_compile_definitions(gpt2f_simt_options INTERFACE GPT2_FAST_SIMT)
+    # -g1: errors and races name lines.
+    target_compile_options(gpt2f_simt_options INTERFACE -g1)
+    target_include_directories(gpt2f_simt_options
+                               INTERFACE ${CMAKE_CURRENT_SOURCE_DIR}/csrc/simt/include)
+    target_link_libraries(gpt2f_simt_options INTERFACE gpt2f_options)
+
+    file(GLOB sources CONFIGURE_DEPENDS csrc/simt/*.cc)
+    add_library(gpt2f_simt OBJECT ${sources})
+    target_link_libraries(gpt2f_simt PRIVATE gpt2f_simt_options)
+
+    file(GLOB sources CONFIGURE_DEPENDS csrc/cuda/*.cc csrc/simt/python/*.cc)
+    add_library(gpt2f_simt_host OBJECT ${sources})
+    target_link_libraries(gpt2f_simt_host PRIVATE gpt2f_simt_options pybind11::module)
+
+    file(GLOB sources CONFIGURE_DEPENDS csrc/cuda/*.cu)
+    set_source_files_properties(${sources} PROPERTIES LANGUAGE CXX)
+    add_library(gpt2f_simt_kernels OBJECT ${sources})
+    target_link_libraries(gpt2f_simt_kernels PRIVATE gpt2f_simt_options)
+    if(GPT2_FAST_SIMT STREQUAL "RACE")
+      # As instrumentation only: the module is linked without it, csrc/simt/instrumentation.cc
+      # defines what the compiler calls.
+      target_compile_options(gpt2f_simt_kernels PRIVATE -fsanitize=thread
+                             "SHELL:--param tsan-instrument-func-entry-exit=0")
+    endif()
+
+    # The kernels last: of an inline function that others also have, their instrumented copy must
+    # not be the one that stays.
+    target_link_libraries(${target} PRIVATE gpt2f_simt gpt2f_simt_host gpt2f_simt_kernels
+                                            ${CMAKE_DL_LIBS})
+    target_compile_definitions(${target} PRIVATE GPT2_FAST_CUDA_BACKEND GPT2_FAST_SIMT)
+  endif()
+endmacro()
