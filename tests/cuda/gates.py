@@ -33,9 +33,10 @@ WIDE = 16  # bytes of a 128-bit load
 
 
 def find_tool(name: str) -> str | None:
-    """From PATH, or from NVIDIA's Python packages in this environment."""
+    """From this environment, from PATH, or from NVIDIA's Python packages in this environment."""
+    here = shutil.which(name, path=sysconfig.get_path("scripts"))
     folders = sorted(Path(sysconfig.get_path("purelib")).glob(f"nvidia/*/bin/{name}"))
-    return shutil.which(name) or next(map(str, folders), None)
+    return here or shutil.which(name) or next(map(str, folders), None)
 
 
 def missing_tools() -> list[str]:
