@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
+import sys
 
 import hypothesis
+
+# Another build of the native module, for example csrc/cuda compiled for the host, in place of the
+# installed one.
+if native := os.environ.get("GPT2_FAST_NATIVE"):
+    spec = importlib.util.spec_from_file_location("gpt2_fast._C", native)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["gpt2_fast._C"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["gpt2_fast._C"])
 
 # A shell that starts a run in the background has it ignore Ctrl-C, and so all its children; some
 # tests are about Ctrl-C.

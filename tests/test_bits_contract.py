@@ -3,9 +3,7 @@ weights and the precision, and on nothing else. Compared bit for bit."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,24 +15,26 @@ from gpt2_fast import _C
 from gpt2_fast.config import PUBLISHED, GPT2Config
 from gpt2_fast.model import GPT2
 from gpt2_fast.sources import RandomSource
-
-Logits = npt.NDArray[np.float32]
+from tests.bits_support import (
+    ALL_ROWS,
+    Guest,
+    Logits,
+    guest_lists,
+    perturbed,
+    run_alone,
+    run_together,
+    some_tokens,
+)
 
 PRECISIONS = ["fp32", "bf16"]
 # Odd on purpose: heads of 20, a width that is no multiple of 16, a vocabulary that fills no panel.
 SMALL = GPT2Config(
     n_layer=2, n_embd=60, n_head=3, n_ctx=1024, vocab_size=131, n_inner=100, eos_token_id=None
 )
-ALL_ROWS = "all"
 
 
-def perturbed(source: RandomSource) -> list[tuple[str, npt.NDArray[np.float32]]]:
-    """Random parameters with biases, norms and scores large enough that every term matters."""
-    rng = np.random.default_rng(7)
-    return [
-        (name, np.asarray(array * 4 + 0.1 * rng.standard_normal(array.shape), dtype=np.float32))
-        for name, _, array, _ in source.tensors()
-    ]
+def tokens_of(seed: int, length: int) -> tuple[int, ...]:
+    return some_tokens(seed, length, SMALL.vocab_size)
 
 
 @lru_cache(maxsize=1)
@@ -50,94 +50,15 @@ def small_engine(precision: str, isa: str, threads: int) -> _C.Engine:
     return engine
 
 
-def run_alone(engine: _C.Engine, tokens: list[int]) -> Logits:
-    """Logits of one sequence, in as few passes as possible."""
-    sequence = engine.open()
-    try:
-        parts = [
-            engine.step([(sequence, tokens[i : i + engine.max_rows], ALL_ROWS)])[0]
-            for i in range(0, len(tokens), engine.max_rows)
-        ]
-    finally:
-        engine.close(sequence)
-    return np.concatenate(parts)
-
-
 @lru_cache(maxsize=256)
 def truth(precision: str, tokens: tuple[int, ...]) -> Logits:
     """One thread, the machine's best instruction set, alone."""
     return run_alone(small_engine(precision, _C.isas()[-1], 1), list(tokens))
 
 
-def some_tokens(seed: int, length: int) -> tuple[int, ...]:
-    return tuple(np.random.default_rng(seed).integers(0, SMALL.vocab_size, length).tolist())
-
-
-@dataclass
-class Guest:
-    """A sequence that joins a running batch, is fed in chunks, and leaves."""
-
-    tokens: tuple[int, ...]
-    chunks: list[int]
-    joins: int
-    sequence: int = -1
-    fed: int = 0
-    parts: list[Logits] = field(default_factory=list)
-
-    def next_chunk(self, turn: int, room: int) -> tuple[int, ...]:
-        size = min(self.chunks[turn % len(self.chunks)], room)
-        return self.tokens[self.fed : self.fed + size]
-
-
-def run_together(engine: _C.Engine, guests: list[Guest]) -> None:
-    """Step until every guest was fed, each joining and leaving at its own time."""
-    turn = 0
-    waiting, present = list(guests), []
-    try:
-        while waiting or present:
-            for guest in [g for g in waiting if g.joins <= turn]:
-                guest.sequence = engine.open()
-                waiting.remove(guest)
-                present.append(guest)
-            items: list[tuple[int, list[int], Any]] = []
-            taken = []
-            room = engine.max_rows
-            for guest in present:
-                chunk = guest.next_chunk(turn, room)
-                if chunk:
-                    items.append((guest.sequence, list(chunk), ALL_ROWS))
-                    taken.append((guest, len(chunk)))
-                    room -= len(chunk)
-            for (guest, count), logits in zip(taken, engine.step(items), strict=True):
-                guest.parts.append(logits)
-                guest.fed += count
-            for guest in [g for g in present if g.fed == len(g.tokens)]:
-                engine.close(guest.sequence)
-                present.remove(guest)
-            turn += 1
-    finally:
-        for guest in present:
-            engine.close(guest.sequence)
-
-
-# Most sequences are short, some are long; every length from 1 to 1024 can come.
-lengths = st.one_of(st.integers(1, 40), st.integers(1, 1024))
-guests_strategy = st.lists(
-    st.builds(
-        lambda seed, length, chunks, joins: Guest(some_tokens(seed, length), chunks, joins),
-        st.integers(0, 50),
-        lengths,
-        st.lists(st.integers(1, 300), min_size=1, max_size=4),
-        st.integers(0, 12),
-    ),
-    min_size=1,
-    max_size=16,
-)
-
-
 @pytest.mark.parametrize("precision", PRECISIONS)
 @given(
-    guests=guests_strategy,
+    guests=guest_lists(SMALL.vocab_size, 1024, 16, 300),
     isa=st.sampled_from([name for name in _C.isas() if name != "scalar"] or ["scalar"]),
     threads=st.integers(1, 4),
 )
@@ -161,7 +82,7 @@ def test_rows_do_not_depend_on_company(
 @settings(max_examples=8)
 @given(seed=st.integers(0, 50), length=st.integers(1, 130), threads=st.integers(1, 3))
 def test_scalar_gives_the_same_bits(precision: str, seed: int, length: int, threads: int) -> None:
-    tokens = some_tokens(seed, length)
+    tokens = tokens_of(seed, length)
     scalar = run_alone(small_engine(precision, "scalar", threads), list(tokens))
     np.testing.assert_array_equal(scalar.view(np.uint32), truth(precision, tokens).view(np.uint32))
 
@@ -192,7 +113,7 @@ def test_published_widths_on_every_instruction_set(precision: str, name: str) ->
 
 def test_forked_sequences_equal_separate_ones() -> None:
     engine = small_engine("bf16", _C.isas()[-1], 2)
-    prefix, tails = some_tokens(1, 37), [some_tokens(s, 60) for s in (2, 3, 4)]
+    prefix, tails = tokens_of(1, 37), [tokens_of(s, 60) for s in (2, 3, 4)]
     parent = engine.open()
     engine.step([(parent, list(prefix), None)])
     children = [engine.fork(parent) for _ in tails]

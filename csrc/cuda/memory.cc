@@ -58,7 +58,7 @@ DeviceFacts facts(int index) {
   cudaDeviceProp properties;
   check_cuda(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
   DeviceFacts out{};
-  std::strncpy(out.name, properties.name, sizeof out.name - 1);
+  cat(properties.name).copy(out.name, sizeof out.name - 1);
   out.capability = properties.major * 10 + properties.minor;
   out.multiprocessors = properties.multiProcessorCount;
   out.memory = static_cast<int64_t>(properties.totalGlobalMem);

@@ -14,11 +14,15 @@ int64_t head_parts(int64_t vocab) { return (vocab + kPartOutputs - 1) / kPartOut
 }  // namespace
 
 const KernelTable* table() {
-  static const KernelTable kTable = {
-      "cuda",         kCudaMaxRows,    kStrideUnit, kHeadUnit, kHeadUnit,     linear_words,
-      scratch_floats, head_parts,      embed,       ln_qkv,    attention,     linear_residual,
-      ln_fc_gelu,     ln_head,         sample,      pack,      op_layernorm,  op_gelu,
-      linear,         dense_attention, op_embed,    nullptr,   device_table()};
+  static const KernelTable kTable = {"cuda",         kCudaMaxRows,    kStrideUnit,
+                                     kHeadUnit,      kHeadUnit,       linear_words,
+                                     scratch_floats, head_parts,      embed,
+                                     ln_qkv,         attention,       linear_residual,
+                                     ln_fc_gelu,     ln_head,         sample,
+                                     pack,           op_layernorm,    op_gelu,
+                                     linear,         dense_attention, dense_attention_words,
+                                     op_embed,       op_sample,       nullptr,
+                                     device_table()};
   return &kTable;
 }
 

@@ -88,7 +88,7 @@ DEVICE V shuffle(V value, int lane, const Where& at = Where::current()) {
 }
 template <typename V>
 DEVICE V shuffle_xor(V value, int mask, const Where& at = Where::current()) {
-  return shuffle(value, static_cast<int>(threadIdx.x & 31) ^ mask, at);
+  return cuda::shuffle(value, static_cast<int>(threadIdx.x & 31) ^ mask, at);
 }
 DEVICE uint32_t ballot(bool predicate, const Where& at = Where::current()) {
   return simt::meet(Collective::kBallot, predicate, at).result;
