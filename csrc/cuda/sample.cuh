@@ -129,7 +129,7 @@ struct Best {
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2) {
       const float other = shuffle_xor(value, distance);
-      offer(other, shuffle_xor(id, distance));
+      offer(other, static_cast<int32_t>(shuffle_xor(static_cast<uint32_t>(id), distance)));
     }
   }
 };
