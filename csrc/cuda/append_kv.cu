@@ -2,14 +2,15 @@
 // attention as a single operation.
 //
 // Shapes   query (B, H, T, D), key and value (B, H, S, D) as the caller has them; pages and rows as
-//          in layout.h. One new token per sequence: B sequences of H heads. Several: B * H sequences
-//          of one head, so that query and result rows keep the order of the dense tensors.
-// Work     a block per page, then a block per 16 query rows; a thread per word, reads and writes of
-//          a warp side by side. Page table and sequences are written by the blocks of head 0.
-// Bytes    K and V read and written once, 8 S D per sequence and head.
+//          in layout.h. One new token a sequence: B sequences of H heads. Several: B * H sequences
+//          of one head, so that rows of queries and results keep the order of the dense tensors.
+// Work     a block per page, then a block per 16 query rows; a thread per word, neighbours read and
+//          write side by side. Page table and sequences are written by the blocks of head 0.
+// Bytes    K and V read and written once, 8 S D per sequence and head. 124M at S = 1024: 6.3 MB,
+//          1.9 us on an H100 (3.35 TB/s).
 // Numerics copies. Positions from lengths[b] on are not read; zeros stand for them and behind D.
-// Limits   lengths outside T ... S count as the nearer of the two: they are on the device, and
-//          whoever calls cannot check them without waiting.
+// Limits   a length outside T ... S counts as the nearer of the two: lengths are on the device, and
+//          who calls could not check them without waiting.
 #include "cuda/attention.cuh"
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
@@ -23,11 +24,11 @@ constexpr int kCopyRows = 16;
 // Scratch of the operation, in this order.
 struct DensePlan {
   int64_t sequences, heads, pages;  // pages of one sequence and head
-  int64_t padded;                   // Dp
-  uint32_t* page_words;             // (sequences, pages, heads, 16 Dp)
-  uint32_t* query;                  // (B, H, T, Dp / 2)
-  uint32_t** table;                 // (sequences, pages)
-  Sequence* sequence;               // (sequences)
+  int64_t padded;  // Dp
+  uint32_t* page_words;  // (sequences, pages, heads, 16 Dp)
+  uint32_t* query;  // (B, H, T, Dp / 2)
+  uint32_t** table;  // (sequences, pages)
+  Sequence* sequence;  // (sequences)
   int64_t words;
 };
 
@@ -59,10 +60,10 @@ struct CopyTask {
   const int32_t* lengths;
   DensePlan plan;
   int32_t dense_heads;  // H
-  int32_t queries;      // T
-  int32_t keys;         // S
-  int32_t head_size;    // D
-  int64_t query_rows;   // B H T
+  int32_t queries;  // T
+  int32_t keys;  // S
+  int32_t head_size;  // D
+  int64_t query_rows;  // B H T
 };
 
 // Two neighbours of a row as one word.
@@ -92,8 +93,8 @@ DEVICE void copy_page(const CopyTask& task, int64_t index) {
     const int pair = i / width, column = i % width;
     const uint16_t* const value = task.value + start + 2 * pair * size + column;
     const int seen = column < size ? length - first - 2 * pair : 0;
-    to[8 * width + i] = (seen > 0 ? value[0] : 0u) |
-                        (seen > 1 ? static_cast<uint32_t>(value[size]) << 16 : 0u);
+    to[8 * width + i] =
+        (seen > 0 ? value[0] : 0u) | (seen > 1 ? static_cast<uint32_t>(value[size]) << 16 : 0u);
   }
   if (head != 0 || threadIdx.x != 0) return;
   plan.table[sequence * plan.pages + page] = to;
@@ -140,9 +141,8 @@ AttentionArgs append_kv(const DenseAttentionArgs& args, const Lane& lane) {
   task.head_size = static_cast<int32_t>(args.head_size);
   task.query_rows = rows * plan.heads;
   const int64_t pages = plan.sequences * plan.pages * plan.heads;
-  launch("append_kv", append_kv_kernel,
-         Grid{pages + (task.query_rows + kCopyRows - 1) / kCopyRows}, kCopyThreads, 0, lane.stream,
-         task, pages);
+  launch("append_kv", append_kv_kernel, Grid{pages + (task.query_rows + kCopyRows - 1) / kCopyRows},
+         kCopyThreads, 0, lane.stream, task, pages);
 
   const Precision precision = args.type == DType::kBF16 ? Precision::kBf16 : Precision::kFp16;
   return {precision,

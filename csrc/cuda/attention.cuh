@@ -3,22 +3,24 @@
 //
 // Tile      up to 16 queries of one sequence and head (rows of the instruction) against a chunk of
 //           64 keys, 4 pages. Every chunk starts from fresh accumulators:
-//             u = (q . k) * scale * log2 e    instructions in order of d, -inf behind the query
+//             u = (q . k) * scale * log2 e    instructions in order of d; -inf behind the query
 //             m_c = max u    p = 2^(u - m_c), rounded to T
 //             l_c = sum p    O_c = sum p v    instructions in order of the keys, 16 at a time
 //           l_c is a product with a column of ones: the weights are summed as rounded, in the order
 //           in which they weigh the values.
 // Merge     chunks in order, beginning with m = -inf, l = 0, O = 0: m' = max(m, m_c),
 //           l' = l 2^(m - m') + l_c 2^(m_c - m'), O' likewise. A chunk of which a row sees nothing
-//           has m_c = -inf and leaves the row as it is; the last addition of +0 takes the sign from
-//           a zero, which such a chunk would do as well.
+//           has m_c = -inf and leaves the row as it is, but for the sign of a zero, which the last
+//           step sets.
 // Layout    C fragments of u become A fragments of p without a move (Dao 2023, arXiv:2307.08691).
-//           Lane 4 g + t loads 16 bytes of key g: d = 8 t ... 8 t + 7 of a block of 32, two
-//           instructions (layout.h); and 16 bytes of V words [pair t or t + 4][32 q + 4 g], column
-//           g of four tiles, so that it ends up with O[g][32 q + 8 t ... + 7].
-// Numerics  Products and sums of the tensor core in fp32; 2^x to 2 ulp. What lies in a page behind the sequence's end is masked by hand: 0
-//           times a NaN is a NaN. Values that are not finite behind a row, but not behind the last
-//           row of the tile, are found by their result and cost a pass per row.
+//           Lane 4 g + t loads 16 bytes of key g, d = 8 t ... 8 t + 7 of a block of 32, for two
+//           instructions (layout.h); and 16 bytes of V words, [pair t or t + 4][32 q + 4 g], which
+//           feed column g of four tiles, so that it ends up with O[g][32 q + 8 t ... 32 q + 8 t +
+//           7].
+// Numerics  products and sums of the tensor core in fp32; 2^x to 2 ulp. What lies in a page behind
+//           the sequence's end is masked by hand: 0 times a NaN is a NaN. Values that are not
+//           finite behind a row, but not behind the last row of its tile, are noticed by what comes
+//           out, and cost a pass per row.
 // Limits    D up to 128, padded to 32, 64, 96 or 128.
 #pragma once
 
@@ -47,7 +49,7 @@ constexpr int kBlockQueries = kTileWarps * kTileQueries;
 // What a kernel needs of AttentionArgs.
 struct AttentionTask {
   const uint32_t* query;  // words (R, H, Dp / 2)
-  uint16_t* out;          // (R, stride)
+  uint16_t* out;  // (R, stride)
   int64_t stride;
   const Sequence* sequences;
   int32_t sequence_count;
@@ -55,8 +57,8 @@ struct AttentionTask {
   int32_t head_size;
   int32_t context;
   int64_t layer;  // words before the first head's page in a block
-  float factor;   // scale * log2 e
-  bool aligned;   // eight results from a multiple of eight on can be stored at once
+  float factor;  // scale * log2 e
+  bool aligned;  // eight results from a multiple of eight on can be stored at once
 };
 
 inline AttentionTask task_of(const AttentionArgs& args) {
@@ -80,10 +82,14 @@ template <typename Run>
 void with_instance(const AttentionArgs& args, const Run& run) {
   const auto sized = [&](auto type) {
     switch (args.cache.value_width) {
-      case 32: return run(type, std::integral_constant<int, 32>());
-      case 64: return run(type, std::integral_constant<int, 64>());
-      case 96: return run(type, std::integral_constant<int, 96>());
-      case 128: return run(type, std::integral_constant<int, 128>());
+      case 32:
+        return run(type, std::integral_constant<int, 32>());
+      case 64:
+        return run(type, std::integral_constant<int, 64>());
+      case 96:
+        return run(type, std::integral_constant<int, 96>());
+      case 128:
+        return run(type, std::integral_constant<int, 128>());
     }
     check(false, ErrorKind::kParameter, "attention: head size must be at most ", kMaxHeadSize,
           " on CUDA, got ", args.cache.head_size);
@@ -96,8 +102,8 @@ constexpr int kKeyTiles = kChunkKeys / 8;
 // A warp's place in its sequence, as counts of keys of the chunk at hand.
 struct Seen {
   int own[2];  // what this lane's rows g and g + 8 see
-  int first;   // what row 0 of the tile sees
-  int last;    // what its last row sees; nothing behind may be touched
+  int first;  // what row 0 of the tile sees
+  int last;  // what its last row sees; nothing behind may be touched
 };
 
 // `keys` positions are seen by row 0 of a tile of `rows`.

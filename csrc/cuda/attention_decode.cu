@@ -2,17 +2,18 @@
 // the device.
 //
 // Maths    attention.cuh.
-// Shapes   query words (R, H, Dp / 2), R <= kDecodeRows, at most 16 of one sequence; out (R, stride).
-// Work     a warp per (sequence, head, chunk), a block per 4 chunks; the grid is made for n_ctx, and
-//          blocks behind a sequence's end leave at once, so that one recording serves all positions.
-//          A warp asks for its whole chunk, K and V, before it computes (D <= 64).
+// Shapes   query words (R, H, Dp / 2), R <= kDecodeRows, at most 16 rows a sequence; out
+//          (R, stride).
+// Work     a warp per (sequence, head, chunk), a block per 4 chunks. The grid is made for n_ctx and
+//          blocks behind a sequence's end leave at once, so one recording serves all positions. A
+//          warp asks for its whole chunk, K and V, before it computes (D <= 64).
 // Merge    with 4 chunks or fewer the block merges in shared memory. With more, each warp leaves
 //          (max, sum, output) of its rows in scratch, and the last block of a (sequence, head) to
 //          arrive, by a ticket, merges all chunks in order. The scratch begins with the tickets,
-//          which are zero at rest; then [row][head][chunk][Dp] outputs, then [...][2] max and sum.
+//          zero at rest; then outputs [row][head][chunk][Dp], then [row][head][chunk][max, sum].
 // Bytes    K and V once: 4 S Dp a head. 124M at S = 1024: 3.1 MB a layer, 0.94 us on an H100
-//          (3.35 TB/s); partials 12 * 16 * 66 floats, 50 KB, from L2. Short contexts are bound by
-//          latency: four dependent loads (sequence, page table, keys, merge).
+//          (3.35 TB/s); partial results, 12 * 16 * 66 floats, 50 KB, stay in L2. Short contexts are
+//          bound by latency: four dependent loads (sequence, page table, keys, merge).
 // Limits   heads * sequences <= kTickets.
 // Source   Dao et al. 2023, "Flash-Decoding for long-context inference" (split K, merge).
 #include "cuda/attention.cuh"
@@ -25,7 +26,7 @@ namespace {
 // Partial results of the chunks of one sequence and head, in shared memory or in scratch.
 struct Slots {
   float* outputs;  // [row_slots per row][Dp]
-  float* sums;     // [row_slots per row][max, sum]
+  float* sums;  // [row_slots per row][max, sum]
   int64_t row_slots;
 };
 
@@ -132,9 +133,9 @@ DEVICE void attend_chunk(const AttentionTask& task, const Sequence& sequence, in
     for (int r = 0; r < 2; ++r) {
       if (g + 8 * r >= sequence.rows) continue;
       float* const to = slots.outputs + ((g + 8 * r) * slots.row_slots + chunk) * Dp;
-      store_floats(to + 32 * i + 8 * t, {c[0][2 * r], c[1][2 * r], c[2][2 * r], c[3][2 * r],
-                                         c[0][2 * r + 1], c[1][2 * r + 1], c[2][2 * r + 1],
-                                         c[3][2 * r + 1]});
+      store_floats(to + 32 * i + 8 * t,
+                   {c[0][2 * r], c[1][2 * r], c[2][2 * r], c[3][2 * r], c[0][2 * r + 1],
+                    c[1][2 * r + 1], c[2][2 * r + 1], c[3][2 * r + 1]});
     }
   }
 }
@@ -158,8 +159,8 @@ DEVICE void merge_chunks(const AttentionTask& task, const Sequence& sequence, in
 #pragma unroll
       for (int j = 0; j < 4; ++j) out[j] = join(out[j], fresh[j], shares);
     }
-    uint16_t* const to = task.out + (sequence.row + row) * task.stride +
-                         int64_t{head} * task.head_size + d;
+    uint16_t* const to =
+        task.out + (sequence.row + row) * task.stride + int64_t{head} * task.head_size + d;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       if (d + j < task.head_size) to[j] = from_float<T>(finish(out[j], 1.0f / sum));
@@ -181,8 +182,8 @@ DEVICE bool arrives_last(int* ticket, int blocks) {
 }
 
 template <typename T, int Dp>
-KERNEL LAUNCH_BOUNDS(kThreads, 2) attention_decode_kernel(AttentionTask task, int* tickets,
-                                                          float* outputs, float* sums) {
+KERNEL LAUNCH_BOUNDS(kThreads, 2)
+    attention_decode_kernel(AttentionTask task, int* tickets, float* outputs, float* sums) {
   SHARED(float, near_outputs, [kTileQueries * kTileWarps * Dp]);
   SHARED(float, near_sums, [kTileQueries * kTileWarps * 2]);
   wait_for_previous();

@@ -1,21 +1,22 @@
 // attention_prefill: attention of many new tokens, a block per 64 queries of one sequence and head.
 //
 // Maths    attention.cuh.
-// Shapes   query words (R, H, Dp / 2), out (R, stride), R any number of rows of ragged sequences.
-// Work     a warp per 16 queries; the block's four walk the chunks of 64 keys together, each copied
-//          to shared memory once (cp.async) while the one before is computed with: one barrier a
-//          chunk. Chunks behind the block's last query are not copied, those behind a warp's last
-//          not computed. Tiles with the most keys come first, so that short ones fill the tail.
+// Shapes   query words (R, H, Dp / 2), out (R, stride), R rows of any number of ragged sequences.
+// Work     a warp per 16 queries; the block's four walk the chunks of 64 keys together. Each chunk
+//          is copied to shared memory once (cp.async) while the one before is computed with: one
+//          barrier a chunk. Chunks behind the block's last query are not copied, those behind a
+//          warp's last not computed. Tiles with the most keys come first, short ones fill the tail.
 // Grid     heads * an upper bound of the tiles of all sequences, from host values alone; a block
 //          finds its tile by counting those of the sequences, 32 at a time. Where all sequences
 //          have equally many rows it is a division.
-// Shared   2 * 64 keys * K and V: 512 Dp bytes (32 KB at D = 64). 16-byte units of K rows swap with
-//          the fourth next in odd rows (Dp 64 and 128; at 32 and 96 rows fall on different banks by
-//          themselves), those of V words with the 2 (pair % 4)th next: eight lanes of a load always
-//          touch all 32 banks once.
-// Bytes    Q, K, V, out once, and K and V again per 64 queries, from L2. 124M at T = S = 1024: 6.3 MB
-//          a layer, 1.9 us on an H100 (3.35 TB/s); 1.6 GFLOP causal, 1.6 us at its 990 TFLOP/s, so
-//          neither counts: exponentials do, 6.3 million, 16 a clock and processor, 1.7 us.
+// Shared   two chunks of K and V: 512 Dp bytes (32 KB at D = 64). So that the eight lanes of one
+//          phase of a load touch all 32 banks once, 16-byte units are swapped: in K, unit ^ 4 in
+//          odd rows (Dp 64 and 128; rows of 32 and 96 fall on different banks by themselves); in V,
+//          unit ^ 2 (pair % 4).
+// Bytes    Q, K, V and out once: 124M at T = S = 1024, 6.3 MB a layer, 1.9 us on an H100
+//          (3.35 TB/s). K and V again per 64 queries, from L2. Arithmetic takes as long: 1.6 GFLOP,
+//          1.6 us at 990 TFLOP/s, and 6.3 million exponentials, 1.8 us at 16 a clock and processor.
+// Limits   attention.cuh; 64 KB of shared memory at Dp = 128, all that sm_75 has.
 // Source   Dao 2023, "FlashAttention-2", arXiv:2307.08691.
 #include "cuda/attention.cuh"
 #include "cuda/kernels.h"
@@ -67,10 +68,10 @@ DEVICE int shared_value(int pair, int unit) {
 
 template <int Dp>
 struct Tile {
-  static constexpr int kPageUnits = 2 * Dp;                      // of K, and of V, of one page
-  static constexpr int kValues = kChunkPages * kPageUnits;       // V begins here
-  static constexpr int kUnits = 2 * kValues;                     // of one chunk
-  static constexpr int64_t kBytes = 2 * kUnits * int64_t{16};    // of two
+  static constexpr int kPageUnits = 2 * Dp;  // of K, and of V, of one page
+  static constexpr int kValues = kChunkPages * kPageUnits;  // V begins here
+  static constexpr int kUnits = 2 * kValues;  // of one chunk
+  static constexpr int64_t kBytes = 2 * kUnits * int64_t{16};  // of two
 };
 
 // The block's threads ask for chunk `chunk`; nothing behind `pages` pages is touched.
@@ -93,8 +94,7 @@ DEVICE void copy_chunk(uint4* shared, uint32_t* const* blocks, int64_t offset, i
                           : Tile::kValues + shared_value<Dp>(value / (Dp / 4), value % (Dp / 4));
 #pragma unroll
     for (int i = 0; i < kChunkPages; ++i) {
-      cp_async16(shared + i * Tile::kPageUnits + to, from[i] + 4 * j * kThreads,
-                 first + i < pages);
+      cp_async16(shared + i * Tile::kPageUnits + to, from[i] + 4 * j * kThreads, first + i < pages);
     }
   }
   cp_async_commit();
@@ -170,16 +170,16 @@ KERNEL LAUNCH_BOUNDS(kThreads, Dp <= 64 ? 3 : 2)
   allow_next();
   const int head = static_cast<int>(blockIdx.x) % task.heads;
   const int slot = slots - 1 - static_cast<int>(blockIdx.x) / task.heads;
-  const Place place = tiles == 0 ? find_tile(task, slot)
-                                 : Place{slot % task.sequence_count,
-                                         slot / task.sequence_count * kBlockQueries};
+  const Place place =
+      tiles == 0 ? find_tile(task, slot)
+                 : Place{slot % task.sequence_count, slot / task.sequence_count * kBlockQueries};
   if (place.sequence < 0) return;
   const Sequence sequence = task.sequences[place.sequence];
   const int64_t offset = task.layer + int64_t{head} * (16 * Dp);
   const int length = sequence.start + sequence.rows;
   const int pages = (length + kPagePositions - 1) / kPagePositions;
-  const int block_rows = sequence.rows - place.row < kBlockQueries ? sequence.rows - place.row
-                                                                   : kBlockQueries;
+  const int block_rows =
+      sequence.rows - place.row < kBlockQueries ? sequence.rows - place.row : kBlockQueries;
   const int count = (sequence.start + place.row + block_rows - 1) / kChunkKeys + 1;
   copy_chunk<Dp>(shared, sequence.blocks, offset, 0, pages);
 

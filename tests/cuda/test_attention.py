@@ -1,4 +1,4 @@
-"""attention on CUDA: ragged batches in shuffled pages, edges of tiles and chunks, one set of bits."""
+"""attention on CUDA: ragged batches in shuffled pages, edges of tiles and chunks, same bits."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ class Prompt(NamedTuple):
 
     def expected(self, scale: float) -> tuple[Tensor, Tensor]:
         """What torch makes of it in its own dtype, and the truth."""
+        q, k, v = (x.double() for x in self)
         own = reference.attention_prefill(self.q, self.k, self.v, scale)
-        return own, reference.attention_prefill(*(x.double() for x in self), scale)
+        return own, reference.attention_prefill(q, k, v, scale)
 
 
 def prompt(
@@ -284,10 +285,8 @@ def test_values_that_are_not_finite_are_seen(simt: Any, schedule: str, way: str)
     assert out[4:, 9].isnan().all()
     assert out[3, 9].isfinite()
     others = [d for d in range(32) if d not in (3, 9)]
-    assert_as_accurate_as_torch(
-        out[:, others].contiguous(),
-        *(x[0][:, others] for x in p._replace(v=p.v.nan_to_num(0, 0)).expected(32**-0.5)),
-    )
+    own, truth = p._replace(v=p.v.nan_to_num(0, 0)).expected(32**-0.5)
+    assert_as_accurate_as_torch(out[:, others].contiguous(), own[0][:, others], truth[0][:, others])
 
 
 @each_way
@@ -381,11 +380,9 @@ def test_dense_decode(simt: Any, schedule: str, heads: int, size: int, name: str
     out = dense(simt, q, k, v, lengths)
 
     for b, length in enumerate(lengths):
-        one = [q[b : b + 1], k[b : b + 1, :, :length], v[b : b + 1, :, :length]]
-        own = reference.attention_prefill(*one, size**-0.5)
-        truth = reference.attention_prefill(*(x.double() for x in one), size**-0.5)
-        assert_as_accurate_as_torch(out[b : b + 1], own, truth)
-        assert_same_bits(dense(simt, *one), out[b : b + 1])
+        one = Prompt(q[b], k[b, :, :length], v[b, :, :length])
+        assert_as_accurate_as_torch(out[b], *one.expected(size**-0.5))
+        assert_same_bits(dense(simt, one.q[None], one.k[None], one.v[None])[0], out[b])
 
 
 def test_dense_decode_of_more_sequences_than_decode_takes(simt: Any, schedule: str) -> None:

@@ -37,20 +37,20 @@ void attention(const std::string& way, const std::string& precision, const py::a
                const py::object& scratch, int64_t context) {
   std::vector<std::vector<uint32_t*>> pointers(tables.size());
   std::vector<Sequence> sequences;
-  AttentionArgs args{precision == "bf16" ? Precision::kBf16 : Precision::kFp16,
-                     reinterpret_cast<uint32_t*>(data<uint16_t>(query)),
-                     data<uint16_t>(out),
-                     out.shape(1),
-                     nullptr,
-                     static_cast<int64_t>(tables.size()),
-                     CacheLayout(Precision::kFp16, query.shape(1), head_size, cuda::kHeadUnit,
-                                 cuda::kHeadUnit),
-                     layer,
-                     scale,
-                     data<float>(scratch),
-                     context,
-                     query.shape(0),
-                     0};
+  AttentionArgs args{
+      precision == "bf16" ? Precision::kBf16 : Precision::kFp16,
+      reinterpret_cast<uint32_t*>(data<uint16_t>(query)),
+      data<uint16_t>(out),
+      out.shape(1),
+      nullptr,
+      static_cast<int64_t>(tables.size()),
+      CacheLayout(Precision::kFp16, query.shape(1), head_size, cuda::kHeadUnit, cuda::kHeadUnit),
+      layer,
+      scale,
+      data<float>(scratch),
+      context,
+      query.shape(0),
+      0};
   int32_t row = 0;
   for (size_t i = 0; i < tables.size(); ++i) {
     for (const int64_t block : tables[i]) {
