@@ -111,7 +111,7 @@ DEVICE void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
 }
 DEVICE void load_matrices(uint32_t* r, const void* row, Collective kind, const Where& at) {
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0) simt::misaligned("ldmatrix", row, at);
-  simt::note_access(row, 16, false);
+  simt::note_access(row, 16, false, at);
   const simt::LdmatrixOperands mine{r, row};
   simt::meet(kind, reinterpret_cast<uint64_t>(&mine), at);
 }
@@ -125,19 +125,26 @@ DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row,
 
 // ---- Memory ------------------------------------------------------------------------------------
 
+// The race build counts them one by one, also those that the compiler would merge.
+DEVICE void check_access(const char* what, const void* address, bool store, const Where& at) {
+  if (reinterpret_cast<uintptr_t>(address) % 16 != 0) simt::misaligned(what, address, at);
+#if defined(__SANITIZE_THREAD__)
+  simt::note_access(address, 16, store, at);
+#else
+  (void)store;
+#endif
+}
 DEVICE uint4 load16(const void* address, const Where& at = Where::current()) {
-  if (reinterpret_cast<uintptr_t>(address) % 16 != 0) simt::misaligned("load16", address, at);
-  return *static_cast<const uint4*>(address);
+  check_access("load16", address, false, at);
+  return simt::fetch(address);
 }
 DEVICE uint4 load_stream16(const void* address, const Where& at = Where::current()) {
-  if (reinterpret_cast<uintptr_t>(address) % 16 != 0) {
-    simt::misaligned("load_stream16", address, at);
-  }
-  return *static_cast<const uint4*>(address);
+  check_access("load_stream16", address, false, at);
+  return simt::fetch(address);
 }
 DEVICE void store16(void* address, uint4 value, const Where& at = Where::current()) {
-  if (reinterpret_cast<uintptr_t>(address) % 16 != 0) simt::misaligned("store16", address, at);
-  *static_cast<uint4*>(address) = value;
+  check_access("store16", address, true, at);
+  simt::put(address, value);
 }
 DEVICE void cp_async16(void* shared, const void* global, bool valid,
                        const Where& at = Where::current()) {

@@ -29,6 +29,12 @@ extern Index* here;
 #endif
 GPT2F_NOT_REPORTED inline uint3 thread_index() { return here->thread; }
 GPT2F_NOT_REPORTED inline uint3 block_index() { return here->block; }
+GPT2F_NOT_REPORTED inline uint4 fetch(const void* address) {
+  return *static_cast<const uint4*>(address);
+}
+GPT2F_NOT_REPORTED inline void put(void* address, const uint4& value) {
+  *static_cast<uint4*>(address) = value;
+}
 
 enum class Collective : uint8_t {
   kSyncWarp,
@@ -72,7 +78,7 @@ void copy_async(void* to, const void* from, bool valid, const Where& where);
 void commit_copies();
 void wait_copies(uint32_t keep);
 [[noreturn]] void misaligned(const char* what, const void* address, const Where& where);
-// Accesses that the compiler's instrumentation does not see.
-void note_access(const void* address, size_t bytes, bool store);
+// An access that the compiler's instrumentation does not see, or might leave out.
+void note_access(const void* address, size_t bytes, bool store, const Where& where);
 
 }  // namespace gpt2f::simt

@@ -6,6 +6,7 @@
 #include <bit>
 #include <memory>
 #include <set>
+#include <tuple>
 #include <unordered_map>
 #include <utility>
 
@@ -49,11 +50,17 @@ struct Checker {
   std::array<std::pair<uintptr_t, Page*>, 4096> recent{};
   std::vector<std::pair<const char*, size_t>> tracked;
   std::vector<std::string> races;
-  std::set<std::pair<const void*, std::string>> reported;
+  std::set<std::tuple<const void*, uint32_t, std::string>> reported;
   std::vector<Traffic> traffic;
   uint32_t until_switch = 0;
 };
 Checker checker;
+
+// Where an access stands in the source, or else in the program.
+struct Origin {
+  const void* code;
+  Where where;
+};
 
 constexpr size_t kMostRaces = 20;
 constexpr size_t kMostTraffic = 4096;
@@ -146,12 +153,19 @@ void remember_store(Mark& mark, unsigned bytes) {
   mark = mark_now(mine ? bytes | mark.bytes : bytes);
 }
 
-std::string code_place(const void* code) {
+std::string code_place(const Origin& origin) {
   Dl_info info{};
-  if (code == nullptr) return cat("the copy or ldmatrix after ", describe(running().where));
-  if (dladdr(code, &info) == 0) return cat(code);
+  if (origin.code == nullptr) return describe(origin.where);
+  if (dladdr(origin.code, &info) == 0) return cat(origin.code);
   return cat(info.dli_fname, "+0x", std::hex,
-             static_cast<const char*>(code) - static_cast<const char*>(info.dli_fbase));
+             static_cast<const char*>(origin.code) - static_cast<const char*>(info.dli_fbase));
+}
+
+// Whether to report this: each place once for each kind, and not too many.
+bool is_new(const Origin& origin, const char* kind) {
+  if (checker.races.size() >= kMostRaces) return false;
+  const void* code = origin.code != nullptr ? origin.code : origin.where.file_name();
+  return checker.reported.emplace(code, origin.where.line(), kind).second;
 }
 
 std::string place_of(const void* address) {
@@ -164,43 +178,43 @@ std::string place_of(const void* address) {
   return device_place(address);
 }
 
-void report_race(const char* kind, const void* address, const void* code, const Mark& other,
+void report_race(const char* kind, const void* address, const Origin& origin, const Mark& other,
                  bool shared) {
-  if (checker.races.size() >= kMostRaces || !checker.reported.emplace(code, kind).second) return;
+  if (!is_new(origin, kind)) return;
   std::string who = cat("thread ", other.thread);
   if (!shared && other.epoch >= checker.first_epoch) {
     who = cat("block ", checker.epochs[other.epoch - checker.first_epoch].block, " ", who);
   }
   checker.races.push_back(cat("kernel ", kernel_name(), ": ", kind, " race on ", place_of(address),
                               ": ", describe(running()), ", last synchronised at ",
-                              describe(running().where), ", and ", who, "; ", code_place(code)));
+                              describe(running().where), ", and ", who, "; ", code_place(origin)));
 }
 
-void report_early(const char* what, const void* address, const void* code) {
-  if (checker.races.size() >= kMostRaces || !checker.reported.emplace(code, what).second) return;
+void report_early(const char* what, const void* address, const Origin& origin) {
+  if (!is_new(origin, what)) return;
   checker.races.push_back(cat("kernel ", kernel_name(), ": ", what,
                               " before wait_for_previous: ", place_of(address), ": ",
-                              describe(running()), "; ", code_place(code)));
+                              describe(running()), "; ", code_place(origin)));
 }
 
 void check_cell(Cell& cell, unsigned bytes, const char* address, bool store, bool shared,
-                const void* code) {
+                const Origin& origin) {
   if ((cell.store.bytes & bytes) != 0 && !ordered(cell.store, shared)) {
-    report_race(store ? "write-write" : "read-after-write", address, code, cell.store, shared);
+    report_race(store ? "write-write" : "read-after-write", address, origin, cell.store, shared);
   }
   if (!store) return remember_load(cell.load, bytes, shared);
   if ((cell.load.bytes & bytes) != 0 && !loads_ordered(cell.load, shared)) {
-    report_race("write-after-read", address, code, cell.load, shared);
+    report_race("write-after-read", address, origin, cell.load, shared);
   }
   remember_store(cell.store, bytes);
 }
 
 // Calls check_cell for the bytes of a run of cells that begins at `base`.
 void check_cells(Cell* cells, const char* base, size_t begin, size_t end, bool store, bool shared,
-                 const void* code) {
+                 const Origin& origin) {
   for (size_t at = begin; at < end; at = at / 2 * 2 + 2) {
     const bool low = at % 2 == 0, high = at / 2 * 2 + 1 < end;
-    check_cell(cells[at / 2], (low ? 1u : 0u) | (high ? 2u : 0u), base + at, store, shared, code);
+    check_cell(cells[at / 2], (low ? 1u : 0u) | (high ? 2u : 0u), base + at, store, shared, origin);
   }
 }
 
@@ -258,26 +272,26 @@ void count(Page& page, size_t begin, size_t end, bool store) {
 
 // Before wait_for_previous the kernels before this one may still run.
 void check_early(const Page& page, size_t begin, size_t end, const char* base, bool store,
-                 const void* code) {
-  if (store) return report_early("stores", base + begin, code);
+                 const Origin& origin) {
+  if (store) return report_early("stores", base + begin, origin);
   for (size_t at = begin; at < end; at += 2) {
     const uint32_t epoch = page.cells[at / 2].store.epoch;
     if (epoch >= checker.overlap_epoch && epoch < checker.first_epoch) {
-      return report_early("loads what an earlier kernel wrote", base + at, code);
+      return report_early("loads what an earlier kernel wrote", base + at, origin);
     }
   }
 }
 
-void check_global(uintptr_t address, size_t bytes, bool store, const void* code) {
+void check_global(uintptr_t address, size_t bytes, bool store, const Origin& origin) {
   while (bytes > 0) {
     const size_t begin = address % Page::kBytes;
     const size_t end = std::min<size_t>(Page::kBytes, begin + bytes);
     Page& page = page_at(address / Page::kBytes);
     const auto* base = reinterpret_cast<const char*>(address - begin);
     if (checker.overlaps && !running().waited_for_previous) {
-      check_early(page, begin, end, base, store, code);
+      check_early(page, begin, end, base, store, origin);
     }
-    check_cells(page.cells.data(), base, begin, end, store, false, code);
+    check_cells(page.cells.data(), base, begin, end, store, false, origin);
     if (page.counted == Page::Counted::kAll ||
         (page.counted == Page::Counted::kSome && counted(base + begin, end - begin))) {
       count(page, begin, end, store);
@@ -295,7 +309,7 @@ void maybe_switch() {
   step_aside();
 }
 
-void check_any(const void* address, size_t bytes, bool store, const void* code) {
+void check_any(const void* address, size_t bytes, bool store, const Origin& origin) {
   Thread& me = running();
   const auto* at = static_cast<const char*>(address);
   if (at >= me.fiber.stack && at < me.fiber.stack + me.fiber.stack_bytes) return;
@@ -304,9 +318,9 @@ void check_any(const void* address, size_t bytes, bool store, const void* code) 
     const auto begin = static_cast<size_t>(at - block.arena);
     if (block.cells.size() < block.used / 2) block.cells.resize(block.used / 2);
     check_cells(block.cells.data(), block.arena, begin, std::min(begin + bytes, block.used), store,
-                true, code);
+                true, origin);
   } else {
-    check_global(reinterpret_cast<uintptr_t>(address), bytes, store, code);
+    check_global(reinterpret_cast<uintptr_t>(address), bytes, store, origin);
   }
 }
 
@@ -314,13 +328,13 @@ void check_any(const void* address, size_t bytes, bool store, const void* code) 
 
 void check_access(const void* address, size_t bytes, bool store, const void* code) {
   const InRuntime guard;
-  check_any(address, bytes, store, code);
+  check_any(address, bytes, store, {code, Where()});
   maybe_switch();
 }
 
-void note_access(const void* address, size_t bytes, bool store) {
+void note_access(const void* address, size_t bytes, bool store, const Where& where) {
   const InRuntime guard;
-  if (instrumented) check_any(address, bytes, store, nullptr);
+  if (instrumented) check_any(address, bytes, store, {nullptr, where});
 }
 
 void begin_launch(bool overlaps) {

@@ -45,6 +45,7 @@ void track_nothing();
 void begin_launch(bool overlaps);
 void begin_interval(Block& block);
 void end_overlap();  // work before now is complete before later work begins
+// `code`: the address of the instruction.
 void check_access(const void* address, size_t bytes, bool store, const void* code);
 
 }  // namespace gpt2f::simt

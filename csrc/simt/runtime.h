@@ -51,6 +51,7 @@ struct AsyncCopy {
   const void* from;
   bool valid;
   uint32_t group;
+  Where where;
 };
 
 enum class State : uint8_t { kReady, kBarrier, kWarp, kLeft };

@@ -102,7 +102,7 @@ std::string shared_place(const Block& block, const void* address) {
 namespace {
 
 void land(const AsyncCopy& copy) {
-  note_access(copy.to, 16, true);
+  note_access(copy.to, 16, true, copy.where);
   if (copy.valid) {
     std::memcpy(copy.to, copy.from, 16);
   } else {
@@ -124,10 +124,10 @@ void copy_async(void* to, const void* from, bool valid, const Where& where) {
     fail(cat("cp_async16 at ", describe(where), ": the target is not in shared memory"));
   }
   ++stats().async_copies;
-  if (valid) note_access(from, 16, false);
-  const AsyncCopy copy{to, from, valid, me.groups};
+  if (valid) note_access(from, 16, false, where);
+  const AsyncCopy copy{to, from, valid, me.groups, where};
   if (!schedule().late_copies) return land(copy);
-  note_access(to, 16, true);
+  note_access(to, 16, true, where);
   std::memset(to, 0xFF, 16);
   me.copies.push_back(copy);
 }

@@ -1,0 +1,77 @@
+// simt_cases <command>: what tests/simt runs, one process per case. Prints what happened.
+//   case <name> <right|faulty> <schedule>    "result: ...", "error: ...", "race: ..."
+//   list | matrices <schedule> | speed | runtime <name> | halves
+#include <cstdio>
+#include <cstring>
+#include <string>
+
+#include "cases.h"
+#include "runtime_cases.h"
+#include "simt/half.h"
+#include "simt/race.h"
+
+namespace {
+
+using namespace gpt2f;
+
+int run_case(const std::string& name, bool faulty, const std::string& schedule) {
+  simt::schedule() = simt::named_schedule(schedule);
+  for (const cuda::Case& one : cuda::cases()) {
+    if (name != one.name) continue;
+    try {
+      const std::string wrong = one.run(faulty);
+      std::printf("result: %s\n", wrong.empty() ? "right" : wrong.c_str());
+    } catch (const simt::KernelError& error) {
+      std::printf("error: %s\n", error.what());
+    }
+    for (const std::string& race : simt::take_races()) std::printf("race: %s\n", race.c_str());
+    return 0;
+  }
+  return 2;
+}
+
+// Every conversion of 16 bits, then floats around every rounding boundary, as raw words.
+int write_halves() {
+  for (uint32_t bits = 0; bits < 65536; ++bits) {
+    const float both[2] = {simt::bf16_to_float(static_cast<uint16_t>(bits)),
+                           simt::fp16_to_float(static_cast<uint16_t>(bits))};
+    std::fwrite(both, sizeof(both), 1, stdout);
+  }
+  float x = 0;
+  while (std::fread(&x, sizeof(x), 1, stdin) == 1) {
+    const uint16_t both[2] = {simt::bf16_from_float(x), simt::fp16_from_float(x)};
+    std::fwrite(both, sizeof(both), 1, stdout);
+  }
+  return 0;
+}
+
+int run(int count, char** words) {
+  const std::string command = count > 1 ? words[1] : "";
+  if (command == "list") {
+    for (const cuda::Case& one : cuda::cases()) std::printf("%s\n", one.name);
+    return 0;
+  }
+  if (command == "case" && count == 5) {
+    return run_case(words[2], std::strcmp(words[3], "faulty") == 0, words[4]);
+  }
+  if (command == "matrices" && count == 3) {
+    simt::schedule() = simt::named_schedule(words[2]);
+    std::printf("wrong: %s\n", cuda::check_matrices().c_str());
+    return 0;
+  }
+  if (command == "runtime" && count == 3) return cuda::run_runtime_case(words[2]);
+  if (command == "speed") return std::printf("%s\n", cuda::measure_speed().c_str()) < 0;
+  if (command == "halves") return write_halves();
+  return 2;
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+  try {
+    return run(count, words);
+  } catch (const std::exception& error) {
+    std::printf("failed: %s\n", error.what());
+    return 1;
+  }
+}
