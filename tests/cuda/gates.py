@@ -1,7 +1,8 @@
 """What the compiler made of the kernels, read without a GPU: registers, occupancy, machine code.
 
-`nvcc -cubin -Xptxas -v` states registers, stack, spills and shared memory; `cuobjdump -sass` the
-instructions. Budgets stand in `budgets.py`, the tests in `test_gates.py`.
+`cuobjdump` reads the objects of a CUDA build of this source tree, or what `nvcc -cubin` makes of a
+source: registers, stack and shared memory (`-res-usage`), launch bounds (`-elf`), instructions
+(`-sass`). Budgets stand in `budgets.py`, the tests in `test_gates.py`.
 
 Terms. A *stream load* is a load that `load_stream16` of `device.cuh` makes (weights): `.CONSTANT`
 and, from sm_80 on, `.NA`; or an asynchronous copy to shared memory, `LDGSTS`. The *main loop* of a
@@ -14,6 +15,7 @@ errs to the high side.
 from __future__ import annotations
 
 import functools
+import os
 import re
 import shutil
 import subprocess
@@ -115,8 +117,7 @@ class Kernel:
     name: str  # ln_qkv_kernel<Fp16, 2>
     architecture: int
     registers: int
-    stack: int
-    spilled: int  # bytes
+    stack: int  # bytes, of arrays and of registers that did not fit
     shared: int  # static, bytes
     threads: int  # as launch bounds state them
     instructions: tuple[Instruction, ...] = field(repr=False)
@@ -150,25 +151,21 @@ def parse_sass(text: str) -> dict[str, tuple[Instruction, ...]]:
 
 
 USAGE = re.compile(
-    r"Compiling entry function '(?P<name>\w+)' for 'sm_\d+'.*?"
-    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
-    r"(?P<loads>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
-    re.DOTALL,
+    r"Function (?P<name>\w+):\s+REG:(?P<registers>\d+) STACK:(?P<stack>\d+) "
+    r"SHARED:(?P<shared>\d+) LOCAL:(?P<local>\d+)"
 )
 
 
-def parse_usage(log: str) -> dict[str, dict[str, int]]:
-    """Mangled name -> what `ptxas -v` says of it."""
-    usage = {}
-    for found in USAGE.finditer(log):
-        shared = re.search(r"(\d+) bytes smem", found["rest"])
-        usage[found["name"]] = {
+def parse_usage(text: str) -> dict[str, dict[str, int]]:
+    """Mangled name -> registers, and bytes of stack and of static shared memory."""
+    return {
+        found["name"]: {
             "registers": int(found["registers"]),
-            "stack": int(found["stack"]),
-            "spilled": int(found["stores"]) + int(found["loads"]),
-            "shared": int(shared[1]) if shared else 0,
+            "stack": int(found["stack"]) + int(found["local"]),
+            "shared": int(found["shared"]),
         }
-    return usage
+        for found in USAGE.finditer(text)
+    }
 
 
 def parse_threads(elf: str) -> dict[str, int]:
@@ -197,29 +194,44 @@ def short_name(demangled: str) -> str:
     return name[: name.index("(")] if "(" in name else name
 
 
-def compile_kernels(source: Path, architecture: int, folder: Path) -> list[Kernel]:
-    cubin = folder / f"{source.stem}_{architecture}.cubin"
-    nvcc, cuobjdump = find_tool("nvcc"), find_tool("cuobjdump")
-    assert nvcc is not None
+def read_kernels(path: Path, architecture: int) -> list[Kernel]:
+    """The kernels of a cubin, or those for one architecture of an object."""
+    cuobjdump = find_tool("cuobjdump")
     assert cuobjdump is not None
-    log = run(
-        *(nvcc, *FLAGS, *STRICT, f"-I{CSRC}", f"-arch=sm_{architecture}", "-cubin"),
-        *("-Xptxas", "-v", source, "-o", cubin),
-    )
-    usage = parse_usage(log)
-    code = parse_sass(run(cuobjdump, "-sass", cubin))
-    threads = parse_threads(run(cuobjdump, "-elf", cubin))
+    tool = (cuobjdump, f"-arch=sm_{architecture}")
+    usage = parse_usage(run(*tool, "-res-usage", path))
+    code = parse_sass(run(*tool, "-sass", path))
+    threads = parse_threads(run(*tool, "-elf", path))
     names = run("c++filt", *usage).splitlines() if usage else []
     return [
         Kernel(
-            short_name(name),
-            architecture,
-            threads=threads.get(mangled, 0),
-            instructions=code[mangled],
-            **numbers,
+            short_name(name), architecture, threads=threads.get(mangled, 0),
+            instructions=code[mangled], **numbers,
         )
         for name, (mangled, numbers) in zip(names, usage.items(), strict=True)
-    ]
+    ]  # fmt: skip
+
+
+def compile_kernels(source: Path, architecture: int, folder: Path) -> list[Kernel]:
+    nvcc = find_tool("nvcc")
+    assert nvcc is not None
+    cubin = folder / f"{source.stem}_{architecture}.cubin"
+    target = (f"-arch=sm_{architecture}", "-cubin", source, "-o", cubin)
+    run(nvcc, *FLAGS, *STRICT, f"-I{CSRC}", *target)
+    return read_kernels(cubin, architecture)
+
+
+@functools.cache
+def built_object(source: Path) -> Path | None:
+    """The object of a source in the newest CUDA build, if nothing it could depend on is newer."""
+    chosen = os.environ.get("GPT2_FAST_BUILD_DIR")
+    folders = [Path(chosen)] if chosen else (ROOT / "build").glob("*")
+    name = f"CMakeFiles/gpt2f_cuda.dir/csrc/cuda/{source.name}.o"
+    objects = [folder / name for folder in folders if (folder / name).is_file()]
+    newest = max(objects, key=lambda path: path.stat().st_mtime, default=None)
+    inputs = [path for path in CSRC.rglob("*") if path.suffix in {".h", ".cuh"}]
+    changed = max(path.stat().st_mtime for path in (source, *inputs))
+    return newest if newest and newest.stat().st_mtime > changed else None
 
 
 # ---- Loops and streams ---------------------------------------------------------------------------
@@ -290,10 +302,8 @@ def bytes_in_flight(kernel: Kernel, dynamic_shared: int = 0) -> int:
 def local_memory(kernel: Kernel) -> list[str]:
     """Spills, stack frames and what they compile to."""
     complaints = []
-    if kernel.spilled:
-        complaints.append(f"{kernel}: {kernel.spilled} bytes of registers spilled")
     if kernel.stack:
-        complaints.append(f"{kernel}: a stack frame of {kernel.stack} bytes")
+        complaints.append(f"{kernel}: a stack of {kernel.stack} bytes")
     if found := kernel.opcodes("LDL", "STL"):
         complaints.append(f"{kernel}: local memory, {sorted(set(found))}")
     return complaints
