@@ -63,42 +63,51 @@ struct WarpSums {
       slice[i / (NT * 4)][i / 4 % NT][i % 4] = 0.0f;
     }
   }
-  // One stage. Its rows are read once, for both tiles. `four` holds the scales of four groups, of
-  // which the stage's first is number `group`.
-  DEVICE void multiply(const Step<W> (&steps)[kWarpTiles], const uint4* rows,
-                       const uint32_t (&four)[kWarpTiles], int group, uint32_t as_is) {
-    constexpr int kGroupBlocks = quantized(W) ? kGroupInputs<W> / kBlockInputs : 1;
-    float sum[kWarpTiles][NT][4] = {};  // of one group
-#pragma unroll(W == Precision::kInt4 ? 1 : 2)
+  // One stage of 16-bit weights. Its rows are read once, for both tiles.
+  DEVICE void multiply(const Step<W> (&steps)[kWarpTiles], const uint4* rows, uint32_t as_is) {
+#pragma unroll
     for (int block = 0; block < 2; ++block) {
       uint32_t a[kWarpTiles][2][4];
 #pragma unroll
       for (int m = 0; m < kWarpTiles; ++m) {
         decode<W>(a[m], steps[m], block);
-        if constexpr (!quantized(W)) {
 #pragma unroll
-          for (int i = 0; i < 8; ++i) a[m][i / 4][i % 4] = permute(a[m][i / 4][i % 4], 0, as_is);
-        }
+        for (int i = 0; i < 8; ++i) a[m][i / 4][i % 4] = permute(a[m][i / 4][i % 4], 0, as_is);
       }
 #pragma unroll
       for (int n = 0; n < NT; ++n) {
         const uint4 x = load16(rows + kTileTokens * kRowUnits * n + lane_unit(lane_id(), block));
 #pragma unroll
-        for (int m = 0; m < kWarpTiles; ++m) {
-          multiply_block<W>(quantized(W) ? sum[m][n] : slice[m][n], a[m], x);
-        }
+        for (int m = 0; m < kWarpTiles; ++m) multiply_block<W>(slice[m][n], a[m], x);
       }
-      if (quantized(W) && (block + 1) % kGroupBlocks == 0) {
+    }
+  }
+  // One stage of int8 or int4, tile m, whose words for this lane begin at `words`. `four` holds the
+  // scales of four groups; the stage's first is number `group`. No loop over tiles or blocks that
+  // the compiler could spread out: it would keep rows in registers that are not there.
+  DEVICE void multiply_scaled(int m, const uint4* words, const uint4* rows, uint32_t four,
+                              int group) {
+    constexpr int kGroupBlocks = kGroupInputs<W> / kBlockInputs;
+    float sum[NT][4] = {};  // of one group
+#pragma unroll 1
+    for (int block = 0; block < 2; ++block) {
+      Step<W> step;
+      step.words[0] = load16(words + (W == Precision::kInt8 ? 32 * block : 0));
+      uint32_t a[2][4];
+      decode<W>(a, step, W == Precision::kInt8 ? 0 : block);
 #pragma unroll
-        for (int m = 0; m < kWarpTiles; ++m) {
-          SliceScales<W> scales;
-          for (uint32_t& word : scales.words) word = four[m];
-          const float2 scale = scales_of<W>(scales, group + block / kGroupBlocks);
+      for (int n = 0; n < NT; ++n) {
+        const uint4 x = load16(rows + kTileTokens * kRowUnits * n + lane_unit(lane_id(), block));
+        multiply_block<W>(sum[n], a, x);
+      }
+      if ((block + 1) % kGroupBlocks == 0) {
+        SliceScales<W> scales;
+        for (uint32_t& word : scales.words) word = four;
+        const float2 scale = scales_of<W>(scales, group + block / kGroupBlocks);
 #pragma unroll
-          for (int n = 0; n < NT; ++n) {
-            add_group(slice[m][n], sum[m][n], scale);
-            sum[m][n][0] = sum[m][n][1] = sum[m][n][2] = sum[m][n][3] = 0.0f;
-          }
+        for (int n = 0; n < NT; ++n) {
+          add_group(slice[m][n], sum[n], scale);
+          sum[n][0] = sum[n][1] = sum[n][2] = sum[n][3] = 0.0f;
         }
       }
     }
@@ -192,11 +201,19 @@ KERNEL LAUNCH_BOUNDS(Tile::kThreads, Tile::kBlocks)
       }
     }
     const uint4* const stage = shared + step % kGemmStages * kStageUnits;
-    Step<W> words[kWarpTiles];
+    const uint4* const rows = stage + kWeightUnits + kTileTokens * kRowUnits * token_tile;
+    if constexpr (quantized(W)) {
 #pragma unroll
-    for (int m = 0; m < kWarpTiles; ++m) weights.load(words[m], stage, tile + m);
-    sums.multiply(words, stage + kWeightUnits + kTileTokens * kRowUnits * token_tile, scales,
-                  step % kScaleSteps * (4 / kScaleSteps), x.as_is);
+      for (int m = 0; m < kWarpTiles; ++m) {
+        const uint4* const words = stage + (tile + m) * Weights::kTileUnits + lane_id();
+        sums.multiply_scaled(m, words, rows, scales[m], step % kScaleSteps * (4 / kScaleSteps));
+      }
+    } else {
+      Step<W> words[kWarpTiles];
+#pragma unroll
+      for (int m = 0; m < kWarpTiles; ++m) weights.load(words[m], stage, tile + m);
+      sums.multiply(words, rows, x.as_is);
+    }
     if (step % kSliceSteps == kSliceSteps - 1 || step == x.steps - 1) sums.end_slice();
   }
 
