@@ -156,13 +156,15 @@ USAGE = re.compile(
 )
 
 
-def parse_usage(text: str) -> dict[str, dict[str, int]]:
+def parse_usage(text: str, architecture: int) -> dict[str, dict[str, int]]:
     """Mangled name -> registers, and bytes of stack and of static shared memory."""
+    # From sm_90 on the number includes what the system takes, if the kernel has any.
+    system = MULTIPROCESSORS[architecture].reserved if architecture >= 90 else 0
     return {
         found["name"]: {
             "registers": int(found["registers"]),
             "stack": int(found["stack"]) + int(found["local"]),
-            "shared": int(found["shared"]),
+            "shared": max(int(found["shared"]) - system, 0),
         }
         for found in USAGE.finditer(text)
     }
@@ -199,7 +201,7 @@ def read_kernels(path: Path, architecture: int) -> list[Kernel]:
     cuobjdump = find_tool("cuobjdump")
     assert cuobjdump is not None
     tool = (cuobjdump, f"-arch=sm_{architecture}")
-    usage = parse_usage(run(*tool, "-res-usage", path))
+    usage = parse_usage(run(*tool, "-res-usage", path), architecture)
     code = parse_sass(run(*tool, "-sass", path))
     threads = parse_threads(run(*tool, "-elf", path))
     names = run("c++filt", *usage).splitlines() if usage else []

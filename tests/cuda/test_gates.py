@@ -132,6 +132,7 @@ def test_a_kernel_without_fault_passes(planted: dict[str, Kernel]) -> None:
     assert good.threads == 256
     assert over_budget(good, STREAM) == []
     assert over_budget(planted["int_atomic"], GENEROUS) == []
+    assert planted["shared_float_atomic"].shared == 4
     # Eight loads, eight mma, their operands, and little else.
     loop = gates.main_loop(good)
     assert sum(i.streams for i in loop) == 8
