@@ -5,6 +5,8 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstdlib>
+#include <memory>
 #include <random>
 #include <source_location>
 #include <string>
@@ -86,7 +88,11 @@ struct Block {
   uint32_t interval = 0;  // between barriers, counted from 1, for the race checker
   uint32_t epoch = 0;     // the same, counted over all blocks and launches
   std::vector<Cell> cells;
-  char* arena = nullptr;
+  struct Free {
+    void operator()(char* memory) const { std::free(memory); }
+  };
+  std::unique_ptr<char, Free> memory;
+  char* arena = nullptr;  // the same
   size_t used = 0;        // bytes of the arena, gaps included
   size_t shared = 0;      // bytes a kernel may use
   std::vector<SharedArray> arrays;
@@ -141,7 +147,6 @@ void land_copies(Thread& thread, uint32_t groups);
 
 void prepare_shared(Block& block, size_t dynamic_bytes);
 void check_shared(const Block& block);
-void release_shared(Block& block);
 // "sums byte 12", or "" for an address outside the block's shared memory.
 std::string shared_place(const Block& block, const void* address);
 

@@ -42,7 +42,8 @@ char* take(Block& block, const void* key, const char* name, size_t bytes) {
 
 void prepare_shared(Block& block, size_t dynamic_bytes) {
   if (block.arena == nullptr) {
-    block.arena = static_cast<char*>(std::aligned_alloc(1024, kArena));
+    block.memory.reset(static_cast<char*>(std::aligned_alloc(1024, kArena)));
+    block.arena = block.memory.get();
     if (block.arena == nullptr) throw std::bad_alloc();
   }
   ASAN_UNPOISON_MEMORY_REGION(block.arena, kArena);

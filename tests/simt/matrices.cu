@@ -47,7 +47,8 @@ KERNEL product_by_ldmatrix(const uint16_t* a, const uint16_t* b, float* c) {
 }
 
 template <typename T>
-std::string check_product(const char* what, void (*kernel)(const uint16_t*, const uint16_t*, float*)) {
+std::string check_product(const char* what,
+                          void (*kernel)(const uint16_t*, const uint16_t*, float*)) {
   std::vector<uint16_t> a(256), b(128);
   std::vector<float> c(128), wanted(128, 1.0f);
   // Small integers: every sum is exact.
@@ -87,7 +88,8 @@ KERNEL products(float* out, int count) {
 double rate(const char* name, void (*kernel)(float*, int), int threads, int blocks, int count) {
   std::vector<float> out(static_cast<size_t>(threads));
   const std::clock_t before = std::clock();
-  for (int i = 0; i < blocks; ++i) launch(name, kernel, Grid{1}, threads, 0, nullptr, out.data(), count);
+  for (int i = 0; i < blocks; ++i)
+    launch(name, kernel, Grid{1}, threads, 0, nullptr, out.data(), count);
   const double seconds = static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC;
   return static_cast<double>(threads) * blocks * (count > 0 ? count : 1) / seconds / 1e6;
 }
@@ -104,11 +106,11 @@ std::string check_matrices() {
 
 std::string measure_speed() {
   char text[256];
-  std::snprintf(text, sizeof(text),
-                "million thread x: barriers %.1f, shuffles %.1f, mma %.1f, starts %.1f a second",
-                rate("barriers", barriers, 256, 1, 10000),
-                rate("shuffles", shuffles, 128, 1, 20000),
-                rate("products", products, 128, 1, 20000), rate("barriers", barriers, 256, 2000, 0));
+  std::snprintf(
+      text, sizeof(text),
+      "million thread x: barriers %.1f, shuffles %.1f, mma %.1f, starts %.1f a second",
+      rate("barriers", barriers, 256, 1, 10000), rate("shuffles", shuffles, 128, 1, 20000),
+      rate("products", products, 128, 1, 20000), rate("barriers", barriers, 256, 2000, 0));
   return text;
 }
 

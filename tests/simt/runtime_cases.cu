@@ -94,14 +94,15 @@ std::string work_is_late() {
 std::string random_moments() {
   simt::schedule() = simt::named_schedule("random_1");
   Setting s;
+  const Row in = filled(0);
   int early = 0;
   for (int i = 0; i < 64; ++i) {
     Row out = filled(-1);
-    EXPECT(s.upload(filled(0)) == cudaSuccess);
+    EXPECT(s.upload(in) == cudaSuccess);
     EXPECT(s.download(out) == cudaSuccess);
-    early += out == filled(0);
+    early += out == in;
     EXPECT(cudaStreamSynchronize(s.stream) == cudaSuccess);
-    EXPECT(out == filled(0));
+    EXPECT(out == in);
   }
   EXPECT(early > 0 && early < 64);
   return "";
@@ -223,8 +224,7 @@ std::string planned_failures() {
     s.add_to_row(1);
     return "the launch did not fail";
   } catch (const Error& error) {
-    EXPECT(std::string(error.what()) ==
-           "add: cudaErrorLaunchFailure: unspecified launch failure");
+    EXPECT(std::string(error.what()) == "add: cudaErrorLaunchFailure: unspecified launch failure");
   }
   EXPECT(cudaGetLastError() == cudaSuccess);
   simt::device().missing = cudaErrorInsufficientDriver;
