@@ -14,6 +14,9 @@
 //           TFLOP/s, below what mma.sync reaches there (about 600): L2 is the limit, then the loads
 //           from shared memory, 8 or 12 of 4 cycles for 16 or 32 instructions of 2. 1.5B with 1023
 //           rows is 3.0 TFLOP.
+// Occupancy small tiles: at most 168 registers, 3 blocks of an SM, 2 where it has 100 KB of shared
+//           memory; large ones: up to 255, 1 block. 16-bit weights: 7 or 4.4 instructions of the
+//           main loop for each mma, small or large.
 // Numerics  fragments.cuh and layout.h: slices of 256 inputs from zero, their sums added in order.
 // Limits    any K, N, rows >= 1: what lies behind them is never read nor written. Operands and
 //           row-major weights are 16-byte aligned with strides of whole units.

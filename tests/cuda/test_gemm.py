@@ -204,7 +204,7 @@ def linear(simt: Any, half: str, *args: Any, offset: int = 0) -> Tensor:
 def assert_linear(simt: Any, half: str, *args: Any, offset: int = 0) -> Tensor:
     """The accuracy rule, and the result."""
     out = linear(simt, half, *args, offset=offset)
-    doubles = [a.double() if isinstance(a, Tensor) else a for a in args]
+    doubles: list[Any] = [a.double() if isinstance(a, Tensor) else a for a in args]
     assert_as_accurate_as_torch(out, reference.linear(*args), reference.linear(*doubles))
     return out
 
