@@ -34,6 +34,8 @@ struct Grid {
 // Facts about devices that every launch needs, asked of the driver once.
 class LaunchCache {
  public:
+  LaunchCache() { overlaps_.fill(-1); }
+
   // Whether a kernel may start while the previous one of its stream ends.
   bool overlaps(int device) {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -59,15 +61,18 @@ class LaunchCache {
     largest = bytes;
   }
 
+  // For tests, where the device can become another one.
+  void forget() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    overlaps_.fill(-1);
+    largest_.clear();
+  }
+
  private:
   static constexpr int64_t kPlainShared = 48 * 1024;
   static constexpr int kDevices = 64;
   std::mutex mutex_;
-  std::array<int8_t, kDevices> overlaps_ = [] {
-    std::array<int8_t, kDevices> unknown{};
-    unknown.fill(-1);
-    return unknown;
-  }();
+  std::array<int8_t, kDevices> overlaps_;  // -1: not asked yet
   std::map<std::pair<int, const void*>, int64_t> largest_;
 };
 

@@ -20,6 +20,8 @@ struct Device {
   size_t memory = size_t{8} << 30;
 };
 Device& device();
+// Puts another device in its place. Whoever keeps facts about it must forget them.
+void change_device(const Device& device);
 
 // All functions of the runtime take this lock: the simulated device has one user at a time.
 std::recursive_mutex& runtime_lock();

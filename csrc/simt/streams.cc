@@ -90,6 +90,12 @@ struct RecordedLaunch {
 
 }  // namespace
 
+void change_device(const Device& other) {
+  const std::lock_guard<std::recursive_mutex> lock(runtime_lock());
+  device() = other;
+  shared_limits().clear();
+}
+
 const Kernel* find_kernel(const void* address) {
   const std::lock_guard<std::recursive_mutex> lock(runtime_lock());
   const auto found = kernels().find(address);

@@ -1,6 +1,6 @@
 // simt_cases <command>: what tests/simt runs, one process per case. Prints what happened.
 //   case <name> <right|faulty> <schedule>    "result: ...", "error: ...", "race: ..."
-//   list | matrices <schedule> | speed | runtime <name> | halves
+//   list | matrices <schedule> | speed | runtime <name> | halves | fma
 #include <cstdio>
 #include <cstring>
 #include <string>
@@ -45,6 +45,16 @@ int write_halves() {
   return 0;
 }
 
+// fma of pairs: three words in, one out.
+int write_products() {
+  uint32_t words[3];
+  while (std::fread(words, sizeof(words), 1, stdin) == 1) {
+    const uint32_t product = simt::fp16x2_fma(words[0], words[1], words[2]);
+    std::fwrite(&product, sizeof(product), 1, stdout);
+  }
+  return 0;
+}
+
 int run(int count, char** words) {
   const std::string command = count > 1 ? words[1] : "";
   if (command == "list") {
@@ -62,6 +72,7 @@ int run(int count, char** words) {
   if (command == "runtime" && count == 3) return cuda::run_runtime_case(words[2]);
   if (command == "speed") return std::printf("%s\n", cuda::measure_speed().c_str()) < 0;
   if (command == "halves") return write_halves();
+  if (command == "fma") return write_products();
   return 2;
 }
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+pytestmark = pytest.mark.timeout(900)  # the first test waits for 40 compilations
 SCHEDULES = ("forward_late", "reverse_early", "random_1", "random_2")
 RUNTIME = (
     "work_is_late",
@@ -22,6 +23,7 @@ RUNTIME = (
     "copies_are_checked",
     "planned_failures",
     "shared_limits",
+    "older_devices",
     "events",
     "traffic",
 )
@@ -80,6 +82,40 @@ def test_conversions_of_16_bits(programs: dict[str, Path]) -> None:
     half, odd = np.uint64(0x7FFF), (words >> np.uint64(16)) & np.uint64(1)
     nearest = ((words + half + odd) >> np.uint64(16)).astype(np.uint16)
     np.testing.assert_array_equal(rounded[~nan, 0], nearest[~nan])
+
+
+def rounded_to_fp16(units: int) -> float:
+    """The fp16 nearest to units / 2^48, ties to even, for magnitudes below infinity's."""
+    magnitude = abs(units)
+    # The last place: 2^-24 for subnormals, else 11 bits below the first.
+    place = max(24, magnitude.bit_length() - 11)
+    quotient, rest = divmod(magnitude, 1 << place)
+    half = 1 << (place - 1)
+    quotient += rest > half or (rest == half and quotient % 2 == 1)
+    return float(quotient) * 2.0 ** (place - 48) * (-1 if units < 0 else 1)
+
+
+def test_fma_rounds_once(programs: dict[str, Path]) -> None:
+    """Also where the sum needs more bits than a double has, and lies beside a tie."""
+    rng = np.random.default_rng(5)
+    bits = rng.integers(0, 0x7C00, (20000, 3), np.uint16) | rng.choice([0, 0x8000], (20000, 3))
+    bits = bits.astype(np.uint16)
+    bits[:500] = (0x0401, 0x0401, 0x7801)  # 2^-14 (1 + 2^-10) squared beside 2^15
+    bits[500:1000, :2] = 0x0001  # 2^-48
+    bits[500:1000, 2] = rng.integers(0, 0x7C00, 500, np.uint16)
+    words = (bits[0::2].astype(np.uint32) << 16) | bits[1::2]
+    command = [str(programs["plain"]), "fma"]
+    out = subprocess.run(command, input=words.tobytes(), check=True, capture_output=True).stdout
+    pairs = np.frombuffer(out, np.uint32)
+    results = np.empty(len(bits), np.uint16)
+    results[0::2], results[1::2] = pairs >> 16, pairs & 0xFFFF
+    for (a, b, c), result in zip(
+        (bits.view(np.float16).astype(np.float64) * 2.0**24).tolist(),
+        results.view(np.float16).tolist(),
+        strict=True,
+    ):
+        wanted = rounded_to_fp16(int(a) * int(b) + (int(c) << 24))
+        assert result == wanted if abs(wanted) < 65520 else np.isinf(result), (a, b, c)
 
 
 def test_speed_is_known(run: Callable[..., str]) -> None:

@@ -10,6 +10,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.timeout(900)  # the first test waits for 40 compilations
 SCHEDULES = ("forward_late", "reverse_early", "random_1", "random_2")
 LATE = ("forward_late", "random_1")
 

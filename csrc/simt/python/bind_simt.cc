@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <string>
 
+#include "cuda/launch.h"
 #include "simt/host.h"
 #include "simt/python/bindings.h"
 #include "simt/race.h"
@@ -68,8 +69,8 @@ py::list traffic() {
 }
 
 void set_device(int count, int major, int minor, size_t memory, int missing) {
-  const std::lock_guard<std::recursive_mutex> lock(runtime_lock());
-  device() = {count, static_cast<cudaError_t>(missing), major, minor, memory};
+  change_device({count, static_cast<cudaError_t>(missing), major, minor, memory});
+  cuda::launch_cache().forget();
 }
 
 }  // namespace
