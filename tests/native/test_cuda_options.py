@@ -137,6 +137,17 @@ def test_nvcc_is_looked_for_in_this_order(tmp_path: Path, python: Path) -> None:
         assert f"enabled CUDA: {nvcc} {SHIPPED}" in text
 
 
+def test_packages_are_found_from_within_an_isolated_build(tmp_path: Path, python: Path) -> None:
+    # As pip does it: the interpreter is the environment's, what it imports is not.
+    (tmp_path / "isolation").mkdir()
+    (tmp_path / "isolation" / "sitecustomize.py").write_text(
+        "import sys\nsys.path = [p for p in sys.path if 'site-packages' not in p]\n"
+    )
+    nvcc = fake_nvcc(packages_of(python) / "nvidia" / "cu13")
+    _, text = configure(tmp_path, python, PYTHONPATH=str(tmp_path / "isolation"))
+    assert f"enabled CUDA: {nvcc} " in text
+
+
 def test_a_compiler_that_was_named_must_exist(tmp_path: Path, python: Path) -> None:
     status, text = configure(tmp_path, python, "-DCMAKE_CUDA_COMPILER=/no/such/nvcc")
     assert status != 0
