@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 _Tensor: TypeAlias = Any
+_Array: TypeAlias = Any
 _Cuda: TypeAlias = tuple[int, Callable[[int], _Tensor]] | None
 
 def build_info() -> dict[str, Any]: ...
@@ -86,6 +87,8 @@ def sample(
     out_logprobs: _Tensor,
     cuda: _Cuda = None,
 ) -> None: ...
+
+def quantize(weights: _Tensor, precision: str) -> tuple[_Array, _Array]: ...
 
 class Draw:
     def __init__(

@@ -41,5 +41,6 @@ int default_threads();
 void bind_info(pybind11::module_& module);
 void bind_ops(pybind11::module_& module);
 void bind_engine(pybind11::module_& module);
+void bind_quantize(pybind11::module_& module);
 
 }  // namespace gpt2f

@@ -2,6 +2,9 @@
 
 #include "core/error.h"
 #include "python/bindings.h"
+#if defined(GPT2_FAST_SIMT)
+#include "simt/python/bindings.h"
+#endif
 
 namespace py = pybind11;
 
@@ -40,4 +43,14 @@ PYBIND11_MODULE(_C, module) {
   gpt2f::bind_info(module);
   gpt2f::bind_ops(module);
   gpt2f::bind_engine(module);
+  gpt2f::bind_quantize(module);
+#if defined(GPT2_FAST_SIMT)
+  py::module_ simt = module.def_submodule("simt", "Kernels on the simulated device, for tests.");
+  gpt2f::simt::bind_simt(simt);
+  gpt2f::simt::bind_norms(simt);
+  gpt2f::simt::bind_products(simt);
+  gpt2f::simt::bind_gemm(simt);
+  gpt2f::simt::bind_attention(simt);
+  gpt2f::simt::bind_head(simt);
+#endif
 }
