@@ -141,7 +141,8 @@ def test_packages_are_found_from_within_an_isolated_build(tmp_path: Path, python
     # As pip does it: the interpreter is the environment's, what it imports is not.
     (tmp_path / "isolation").mkdir()
     (tmp_path / "isolation" / "sitecustomize.py").write_text(
-        "import sys\nsys.path = [p for p in sys.path if 'site-packages' not in p]\n"
+        f"import sys\nif sys.prefix == {str(python.parents[1])!r}:\n"
+        "    sys.path = [p for p in sys.path if 'site-packages' not in p]\n"
     )
     nvcc = fake_nvcc(packages_of(python) / "nvidia" / "cu13")
     _, text = configure(tmp_path, python, PYTHONPATH=str(tmp_path / "isolation"))
