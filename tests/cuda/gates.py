@@ -4,12 +4,12 @@
 source: registers, stack and shared memory (`-res-usage`), launch bounds (`-elf`), instructions
 (`-sass`). Budgets stand in `budgets.py`, the tests in `test_gates.py`.
 
-Terms. A *stream load* is a load that `load_stream16` of `device.cuh` makes (weights): `.CONSTANT`
-and, from sm_80 on, `.NA`; or an asynchronous copy to shared memory, `LDGSTS`. The *main loop* of a
-kernel is the code between a backward branch and its target that holds the most bytes of stream
-loads, of nested ones the innermost; a kernel whose stream loads are in no loop is its own main
-loop. Its instructions are counted as they stand there, branches not taken included, so the count
-errs to the high side.
+Terms. A *stream load* is a 128-bit load that `load_stream16` of `device.cuh` makes (weights),
+marked `.NA` from sm_80 on and `.CONSTANT` below; or an asynchronous copy to shared memory,
+`LDGSTS`. The *main loop* of a kernel is the code between a backward branch and its target that
+holds the most bytes of stream loads, of nested ones the innermost; a kernel whose stream loads are
+in no loop is its own main loop. Its instructions are counted as they stand there, branches not
+taken included, so the count errs to the high side.
 """
 
 from __future__ import annotations
@@ -99,9 +99,8 @@ class Instruction:
 
     @property
     def streams(self) -> bool:
-        return self.family == "LDGSTS" or (
-            self.family == "LDG" and "CONSTANT" in self.opcode and self.wide
-        )
+        marks = {"CONSTANT", "NA"} & set(self.opcode.split("."))  # load_stream16
+        return self.family == "LDGSTS" or (self.family == "LDG" and bool(marks) and self.wide)
 
     @property
     def target(self) -> int | None:
@@ -270,10 +269,15 @@ def register_of(operand: str) -> int | None:
 
 
 def stream_loads_before_use(kernel: Kernel) -> int:
-    """Stream loads of one lane before the first instruction that needs the result of one."""
+    """Stream loads of one lane before the first instruction that needs the result of one.
+
+    Nor after the wait for the previous kernel: weights are to come while it still runs.
+    """
     loaded: set[int] = set()
     count = 0
     for instruction in kernel.instructions:
+        if instruction.family == "ACQBULK":
+            break
         if instruction.family == "DEPBAR" and count and not loaded:
             break  # waits for asynchronous copies
         sources = instruction.operands[0 if instruction.family in {"STG", "STS"} else 1 :]

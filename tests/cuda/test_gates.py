@@ -167,6 +167,15 @@ def test_a_fault_is_seen(
 
 
 @needs_tools
+def test_weights_behind_the_wait_are_seen(compiled: Compile) -> None:
+    # sm_80 has no such wait.
+    for architecture, loads in ((80, 8), (90, 0)):
+        kernels = compiled(HERE / "planted.cu", architecture)
+        (late,) = (kernel for kernel in kernels if kernel.name == "waits_first")
+        assert gates.stream_loads_before_use(late) == loads
+
+
+@needs_tools
 def test_a_warning_stops_the_compiler(tmp_path: Path) -> None:
     source = tmp_path / "warn.cu"
     source.write_text("__global__ void unused_variable(float* x) { int unused; x[0] = 1; }\n")
