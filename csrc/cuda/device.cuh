@@ -219,9 +219,14 @@ DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
 // ---- Memory ------------------------------------------------------------------------------------
 
 // 16 bytes that are read once and that nothing writes while the model runs: weights.
+// Volatile and, where kernels overlap, not .nc: ptxas moves .nc loads behind griddepcontrol.wait.
 DEVICE uint4 load_stream16(const void* address) {
   uint4 v;
-#if __CUDA_ARCH__ >= 800
+#if __CUDA_ARCH__ >= 900
+  asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(address));
+#elif __CUDA_ARCH__ >= 800
   asm("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
       : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
       : "l"(address));

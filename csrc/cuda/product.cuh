@@ -76,8 +76,7 @@ struct Unit {
   SliceScales<W> scales;
 };
 
-// Where unit `index` of a block lies whose first tile is `first`. There are `units` of them; others
-// have no steps.
+// Where a unit lies. Slices from `slices` on have no steps.
 template <Precision W>
 struct UnitPlace {
   const uint8_t* weights;  // the lane's words of the first step
@@ -85,12 +84,11 @@ struct UnitPlace {
   int slice;
   int steps;
 
-  DEVICE UnitPlace(const Matrix& m, int first, int index, int units)
-      : tile(first + index / m.slices),
-        slice(index % m.slices),
-        steps(index < units ? m.slice_steps(slice) : 0) {
-    weights = step_address<W>(m, tile, slice * kSliceSteps);
-  }
+  DEVICE UnitPlace(const Matrix& m, int tile_, int slice_, int slices)
+      : weights(step_address<W>(m, tile_, slice_ * kSliceSteps)),
+        tile(tile_),
+        slice(slice_),
+        steps(slice_ < slices ? m.slice_steps(slice_) : 0) {}
   DEVICE void load(Unit<W>& unit, int step) const {
     if (step < steps) load_step<W>(unit.steps[step], weights + step * kStepLoads<W> * 512);
   }
@@ -99,15 +97,23 @@ struct UnitPlace {
   }
 };
 
-// B words of a unit, from where the operand lies.
+// The unit `count` behind the one at (tile, slice), in the order of a block that ends before `end`.
+template <Precision W>
+DEVICE UnitPlace<W> unit_behind(const Matrix& m, int tile, int slice, int count, int end) {
+  for (slice += count; slice >= m.slices; slice -= m.slices) ++tile;
+  return UnitPlace<W>(m, tile, slice, tile < end ? m.slices : 0);
+}
+
+// B words of a unit, from where the operand lies. Tokens behind the last are the last again: the
+// sums they give are never read.
 struct OperandWords {
   const uint8_t* at;  // token g, k = 8 t of the unit's first step
   uint32_t tokens;  // bytes from one tile of tokens to the next
-  int left;  // rows from token g on
+  int left;  // rows from token g on; none or fewer, if g is behind the last
 
   DEVICE uint4 words(int n, int step, int block) const {
-    if (left <= 8 * n) return uint4{0, 0, 0, 0};
-    return load16(at + n * tokens + 128 * step + 64 * block);
+    const int row = 8 * n < left ? 8 * n : left - 1;
+    return load16(at + row * static_cast<int64_t>(tokens / 8) + 128 * step + 64 * block);
   }
 };
 
@@ -121,7 +127,7 @@ DEVICE void multiply_unit(float (&acc)[NT][4], Unit<W>& unit, int steps, const U
   if constexpr (kAhead) {
 #pragma unroll
     for (int i = 0; i < 2 * kSliceSteps; ++i) {
-      ahead[i] = i / 2 < steps ? operand.words(0, i / 2, i % 2) : uint4{0, 0, 0, 0};
+      ahead[i] = operand.words(0, i / 2 < steps ? i / 2 : 0, i % 2);
     }
   }
   const SliceScales<W> scales = unit.scales;
@@ -167,10 +173,11 @@ DEVICE void normalize_rows(const ProductRows& x, const ProductShared& at, uint8_
   }
 }
 
-// Sums of all units of the block, in shared memory: [unit][NT][16 outputs][8 tokens]. Calls
-// started() once, as soon as what earlier kernels wrote may be read. Ends with a barrier.
+// Sums of the units of tiles [first_tile, end_tile), in shared memory: [unit][NT][16 outputs][8
+// tokens]. Calls started() once, as soon as what earlier kernels wrote may be read. Ends with a
+// barrier.
 template <Precision W, int NT, bool kNorm, typename Started>
-DEVICE const float* sum_units(const Product& p, uint8_t* shared, int first_tile, int units,
+DEVICE const float* sum_units(const Product& p, uint8_t* shared, int first_tile, int end_tile,
                               const Started& started) {
   const Matrix& m = p.matrix;
   const ProductShared at(p, NT, kNorm);
@@ -179,7 +186,7 @@ DEVICE const float* sum_units(const Product& p, uint8_t* shared, int first_tile,
   const int warps = static_cast<int>(blockDim.x) / 32;
 
   Unit<W> unit;
-  UnitPlace<W> now(m, first_tile, warp_id(), units);
+  UnitPlace<W> now = unit_behind<W>(m, first_tile, 0, warp_id(), end_tile);
   now.load_scales(unit, m);
 #pragma unroll
   for (int s = 0; s < kSliceSteps; ++s) now.load(unit, s);
@@ -205,8 +212,8 @@ DEVICE const float* sum_units(const Product& p, uint8_t* shared, int first_tile,
   const int64_t row = kNorm ? at.row : 2 * p.x.stride;
   const uint8_t* const rows =
       (kNorm ? shared + at.operand : static_cast<const uint8_t*>(p.x.operand)) + g * row + 16 * t;
-  for (int index = warp_id(); index < units; index += warps) {
-    const UnitPlace<W> next(m, first_tile, index + warps, units);
+  for (int index = warp_id(); now.steps > 0; index += warps) {
+    const UnitPlace<W> next = unit_behind<W>(m, now.tile, now.slice, warps, end_tile);
     const OperandWords words{rows + now.slice * (2 * kSlice), static_cast<uint32_t>(8 * row),
                              p.x.rows - g};
     float acc[NT][4] = {};
@@ -247,7 +254,7 @@ KERNEL LAUNCH_BOUNDS(32 * kProductWarps<NT>, 1) product_kernel(Product p, Epilog
   };
   // What the epilogue needs besides is asked for before the sums.
   typename Epilogue::Inputs inputs{};
-  const float* const sums = sum_units<W, NT, kNorm>(p, shared, first, tiles * p.matrix.slices, [&] {
+  const float* const sums = sum_units<W, NT, kNorm>(p, shared, first, first + tiles, [&] {
     if (exists(mine)) inputs = epilogue.load(token_of(mine), output_of(mine));
   });
   for (int i = mine; i < count; i += static_cast<int>(blockDim.x)) {

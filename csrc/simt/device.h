@@ -109,12 +109,6 @@ DEVICE void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
   simt::meet(kIsBf16<T> ? Collective::kMmaBf16 : Collective::kMmaFp16,
              reinterpret_cast<uint64_t>(&mine), at);
 }
-template <typename T>
-DEVICE void mma_first(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
-                      const Where& at = Where::current()) {
-  for (float& element : c) element = 0.0f;
-  mma<T>(c, a, b0, b1, at);
-}
 DEVICE void load_matrices(uint32_t* r, const void* row, Collective kind, const Where& at) {
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0) simt::misaligned("ldmatrix", row, at);
   simt::note_access(row, 16, false, at);

@@ -270,8 +270,8 @@ def ln_qkv(simt: Any, norm: Norm, x: Tensor, cache: Cache) -> tuple[Array, Array
     found = []
     for half in cache.halves(1):
         found.append(half[slots][:, :, : cache.head_size].copy())
-        rest = half.copy()
-        rest[(*slots, slice(0, cache.head_size))] = 0xFFFF
+        rest, written = half.copy(), (*slots, slice(0, cache.head_size))
+        rest[written] = 0xFFFF
         assert (rest == 0xFFFF).all()
     return query[:rows, :, : cache.head_size].copy(), found[0], found[1]
 
