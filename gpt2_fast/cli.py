@@ -1,4 +1,4 @@
-"""The `gpt2-fast` command: generate, score, info, doctor. See docs/cli.md.
+"""The `gpt2-fast` command: generate, score, info, doctor, bench. See docs/cli.md.
 
 Words are parsed by argparse, and rich is imported for tables only: typer takes four times as long
 to import, which would delay the first token by a fifth.
@@ -11,6 +11,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import terminal
@@ -40,6 +41,7 @@ examples:
   echo "It was a truth universally acknowledged" | gpt2-fast score -
   gpt2-fast info --model gpt2-xl
   gpt2-fast doctor
+  gpt2-fast bench --device cuda
 
 """
 
@@ -86,6 +88,18 @@ many tokens a second each published size can reach here at most. Exit code 1 if 
 examples:
   gpt2-fast doctor
   GPT2_FAST_THREADS=1 gpt2-fast doctor --json
+
+"""
+
+_BENCH_EXAMPLES = """\
+Random weights in the shape of the model; nothing is downloaded for a published name. On CUDA, where
+torch is installed: every op against float64, the time of each stage, and torch and transformers
+measured in turns with ours.
+
+examples:
+  gpt2-fast bench --device cuda --out results
+  gpt2-fast bench --device cuda --model 1558M --precision int8,int4 --batch 1
+  gpt2-fast bench --device cpu --precision bf16 --batch 1 --position 32,896
 
 """
 
@@ -145,6 +159,7 @@ def _parser() -> _Parser:
     info = command("info", _info, "describe the build, this machine and a model", _INFO_EXAMPLES)
     info.add_argument("-m", "--model", metavar="NAME", help="a model to describe as well")
     command("doctor", _doctor, "check every kernel on this machine", _DOCTOR_EXAMPLES)
+    _bench_options(command("bench", _bench, "measure how fast this machine is", _BENCH_EXAMPLES))
     return parser
 
 
@@ -175,6 +190,27 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     add("--precision", default="bf16", metavar="P", help="fp32 or bf16 (bf16)")
     add("--threads", type=int, metavar="N", help="processor threads (all this process may use)")
     add("--device", default="auto", metavar="D", help="auto, cpu or cuda (auto)")
+
+
+def _bench_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-m", "--model", default="124M", metavar="NAME", help="whose shape (124M)")
+    add("--device", default="auto", metavar="D", help="auto, cpu or cuda (auto)")
+    add("--precision", type=_words, metavar="P,P", help="of ours (all the device computes in)")
+    add("--batch", type=_numbers, metavar="N,N", help="sequences at the same time (1,8,16)")
+    add("--position", type=_numbers, metavar="N,N", help="where to decode (1,128,512,1023)")
+    add("--steps", type=int, metavar="N", help="tokens of one measurement (16)")
+    add("--rounds", type=int, metavar="N", help="measurements of each, in turns (5)")
+    add("--no-rivals", action="store_true", help="measure ours only")
+    add("--out", type=Path, metavar="FOLDER", help="write bench.md and bench.json there too")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in text.split(","))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -324,6 +360,20 @@ def _doctor(arguments: argparse.Namespace) -> int:
     else:
         write_report(report)
     return OK if report["passed"] else FAILED
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from .bench import Bench, measure, write_report
+
+    names = {"precision": "precisions", "batch": "batches", "position": "positions"}
+    asked = {
+        names.get(name, name): getattr(arguments, name)
+        for name in ("model", "device", "precision", "batch", "position", "steps", "rounds")
+        if getattr(arguments, name) is not None
+    }
+    result = measure(Bench(**asked, rivals=not arguments.no_rivals))
+    write_report(result, arguments.out, as_json=arguments.json)
+    return OK if all(check["passed"] for check in result["checks"]) else FAILED
 
 
 def _load(arguments: argparse.Namespace, told: list[str], samples: int = 1) -> GPT2:
