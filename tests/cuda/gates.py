@@ -4,12 +4,11 @@
 source: registers, stack and shared memory (`-res-usage`), launch bounds (`-elf`), instructions
 (`-sass`). Budgets stand in `budgets.py`, the tests in `test_gates.py`.
 
-Terms. A *stream load* is a 128-bit load that `load_stream16` of `device.cuh` makes (weights),
-marked `.NA` from sm_80 on and `.CONSTANT` below; or an asynchronous copy to shared memory,
-`LDGSTS`. The *main loop* of a kernel is the code between a backward branch and its target that
-holds the most bytes of stream loads, of nested ones the innermost; a kernel whose stream loads are
-in no loop is its own main loop. Its instructions are counted as they stand there, branches not
-taken included, so the count errs to the high side.
+Terms. A *stream load* is a 128-bit load that `load_stream16` of `device.cuh` makes (weights, read
+once), marked `.NA` from sm_80 on and `.CONSTANT` below. The *main loop* of a kernel is the code
+between a backward branch and its target that holds the most bytes of stream loads, of nested ones
+the innermost; a kernel whose stream loads are in no loop is its own main loop. Its instructions
+are counted as they stand there, branches not taken included, so the count errs to the high side.
 """
 
 from __future__ import annotations
@@ -99,8 +98,8 @@ class Instruction:
 
     @property
     def streams(self) -> bool:
-        marks = {"CONSTANT", "NA"} & set(self.opcode.split("."))  # load_stream16
-        return self.family == "LDGSTS" or (self.family == "LDG" and bool(marks) and self.wide)
+        marks = {"CONSTANT", "NA"} & set(self.opcode.split("."))
+        return self.family == "LDG" and bool(marks) and self.wide
 
     @property
     def target(self) -> int | None:
@@ -278,15 +277,13 @@ def stream_loads_before_use(kernel: Kernel) -> int:
     for instruction in kernel.instructions:
         if instruction.family == "ACQBULK":
             break
-        if instruction.family == "DEPBAR" and count and not loaded:
-            break  # waits for asynchronous copies
         sources = instruction.operands[0 if instruction.family in {"STG", "STS"} else 1 :]
         if any(register_of(operand) in loaded for operand in sources):
             break
         if instruction.streams:
             count += 1
             first = register_of(instruction.operands[0])
-            if instruction.family == "LDG" and first is not None:
+            if first is not None:
                 loaded |= set(range(first, first + 4))
     return count
 
@@ -328,12 +325,16 @@ def float_atomics(kernel: Kernel) -> list[str]:
     return [f"{kernel}: {opcode} adds in no fixed order" for opcode in sorted(set(found))]
 
 
-def narrow_stream(kernel: Kernel) -> list[str]:
-    """Weights must come by 128-bit loads."""
-    if not stream_bytes(kernel.instructions):
-        return [f"{kernel}: no 128-bit load of weights (LDG.E.128.CONSTANT or LDGSTS.E.128)"]
-    narrow = [i.opcode for i in kernel.instructions if i.family == "LDGSTS" and not i.wide]
-    return [f"{kernel}: {opcode} copies less than 16 bytes" for opcode in sorted(set(narrow))]
+def no_stream(kernel: Kernel) -> list[str]:
+    if stream_bytes(kernel.instructions):
+        return []
+    return [f"{kernel}: no 128-bit load of weights (LDG.E.NA.128)"]
+
+
+def narrow_copies(kernel: Kernel) -> list[str]:
+    """Asynchronous copies to shared memory move 16 bytes each."""
+    narrow = {i.opcode for i in kernel.instructions if i.family == "LDGSTS" and not i.wide}
+    return [f"{kernel}: {opcode} copies less than 16 bytes" for opcode in sorted(narrow)]
 
 
 def is_trap(kernel: Kernel) -> bool:

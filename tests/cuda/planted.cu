@@ -91,6 +91,16 @@ KERNEL LAUNCH_BOUNDS(256, 2) narrow(const uint32_t* weights, const uint32_t* x, 
   finish(out, c);
 }
 
+KERNEL LAUNCH_BOUNDS(128, 1) narrow_copy(const float* x, float* out) {
+  SHARED(float, held, [128]);
+  const uint32_t to = shared_address(held + threadIdx.x);
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(x + threadIdx.x));
+  cp_async_commit();
+  cp_async_wait<0>();
+  sync_block();
+  out[threadIdx.x] = held[threadIdx.x ^ 1];
+}
+
 // Weights of one load at a time: the next is asked for when the last has been used.
 KERNEL LAUNCH_BOUNDS(256, 2)
     one_at_a_time(const uint4* weights, const uint32_t* x, float* out, int steps) {
@@ -147,6 +157,7 @@ void launch_planted(void* p) {
   int_atomic<<<1, 128>>>(static_cast<int*>(p));
   narrow<<<1, 256>>>(u, u, out, 4);
   one_at_a_time<<<1, 256>>>(w, u, out, 4);
+  narrow_copy<<<1, 128>>>(x, out);
   waits_first<<<1, 256>>>(w, u, out);
   no_mma<<<1, 256>>>(w, x, out, 4);
 }

@@ -67,22 +67,29 @@ def budget_of(kernel: Kernel) -> Budget:
 
 
 def over_budget(kernel: Kernel, budget: Budget) -> list[str]:
-    complaints = [*gates.local_memory(kernel), *gates.float_atomics(kernel)]
+    complaints = [
+        *gates.local_memory(kernel),
+        *gates.float_atomics(kernel),
+        *gates.narrow_copies(kernel),
+    ]
     if not kernel.threads:
         complaints.append(f"{kernel}: no LAUNCH_BOUNDS")
         return complaints
     if kernel.registers > budget.registers:
         complaints.append(f"{kernel}: {kernel.registers} registers, at most {budget.registers}")
-    blocks = gates.blocks_per_multiprocessor(kernel, budget.dynamic_shared)
-    if blocks * kernel.threads // gates.WARP < budget.warps:
-        complaints.append(
-            f"{kernel}: {blocks} blocks of {kernel.threads} threads on a processor, "
-            f"at least {budget.warps} warps are wanted"
-        )
+    # A launch that asks for more than a processor has is not made there.
+    limits = gates.MULTIPROCESSORS[kernel.architecture]
+    if kernel.shared + budget.dynamic_shared + limits.reserved <= limits.shared:
+        blocks = gates.blocks_per_multiprocessor(kernel, budget.dynamic_shared)
+        if blocks * kernel.threads // gates.WARP < budget.warps:
+            complaints.append(
+                f"{kernel}: {blocks} blocks of {kernel.threads} threads on a processor, "
+                f"at least {budget.warps} warps are wanted"
+            )
     if budget.mma and not gates.is_trap(kernel):
         complaints += gates.no_tensor_cores(kernel)
     if budget.streams and not gates.is_trap(kernel):
-        complaints += gates.narrow_stream(kernel)
+        complaints += gates.no_stream(kernel)
         spent = gates.instructions_per_byte(kernel)
         if spent > budget.instructions_per_byte:
             complaints.append(
@@ -151,6 +158,7 @@ def test_a_kernel_without_fault_passes(planted: dict[str, Kernel]) -> None:
         ("float_atomic", GENEROUS, r"REDG?\.E\.ADD\.F32.* no fixed order"),
         ("shared_float_atomic", GENEROUS, r"ATOMS\.CAST?.* no fixed order"),
         ("narrow", STREAM, "no 128-bit load of weights"),
+        ("narrow_copy", GENEROUS, r"LDGSTS\.E\S* copies less than 16 bytes"),
         ("no_mma", STREAM, "no HMMA"),
         ("no_mma", STREAM, r"7\.\d+ lane-instructions a byte, at most 4\.68"),
         ("one_at_a_time", replace(STREAM, dynamic_shared=60_000), r"\d bytes in flight, at least"),
