@@ -34,8 +34,8 @@ def ids(rows: int) -> tuple[Array, Array]:
 
 
 def with_stride(values: Tensor) -> Array:
-    """Rows of a 16-bit type with zeros behind them."""
-    out = torch.zeros(len(values), padded(values.shape[1]), dtype=values.dtype)
+    """Rows of a 16-bit type with NaN behind them."""
+    out = torch.full((len(values), padded(values.shape[1])), torch.nan, dtype=values.dtype)
     out[:, : values.shape[1]] = values
     return array_of(out)
 
