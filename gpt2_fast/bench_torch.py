@@ -118,7 +118,7 @@ class TorchModel(nn.Module):
         batch = q.shape[0]
         cache, scale = self._w("cache"), self.config.attention_scale(layer)
         keys, values = cache[layer, 0, :batch, :, :end], cache[layer, 1, :batch, :, :end]
-        mask = (self._w("places")[:end] <= position) if self.whole else None
+        mask = (self._w("places")[None, :end] <= position) if self.whole else None
         if self.fused:
             return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale)
         scores = q @ keys.transpose(-1, -2) * scale
