@@ -62,13 +62,13 @@ struct BlockSums {
     gather(warp_max(x), 0.0f, [&](float wx, float) { highest = fmaxf(highest, wx); });
     return highest;
   }
+  // One set of slots: between two calls there must be another of the block's sums.
   DEVICE Best best(Best mine) {
     mine.join_warp();
     if (lane_id() == 0) shared.best[warp_id()] = mine.value, shared.best_id[warp_id()] = mine.id;
     sync_block();
     Best all;
     for (int w = 0; w < kSampleWarps; ++w) all.offer(shared.best[w], shared.best_id[w]);
-    sync_block();  // best has one set of slots
     return all;
   }
   // The sum over the threads before this one.

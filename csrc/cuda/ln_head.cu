@@ -97,10 +97,10 @@ KERNEL LAUNCH_BOUNDS(32 * kHeadWarps, NT == 1 ? 2 : 1) head_kernel(Product p, He
   const int units = tile < m.tiles ? m.slices : 0;
 
   Unit<W> unit;
-  UnitPlace<W> now(m, tile, 0, units);
-  now.load_scales(unit, m);
+  UnitPlace<W> next(m, tile, 0, units);
+  next.load_scales(unit, m);
 #pragma unroll
-  for (int s = 0; s < kSliceSteps; ++s) now.load(unit, s);
+  for (int s = 0; s < kSliceSteps; ++s) next.load(unit, s);
   if constexpr (kNorm) {
     float* const floats = reinterpret_cast<float*>(shared);
     fetch_floats(floats, p.x.norm.weight, at.floats);
@@ -117,17 +117,19 @@ KERNEL LAUNCH_BOUNDS(32 * kHeadWarps, NT == 1 ? 2 : 1) head_kernel(Product p, He
       g * row + 16 * t;
   float sums[NT][4] = {};
   for (int slice = 0; slice < units; ++slice) {
-    const UnitPlace<W> next(m, tile, slice + 1, units);
+    const int steps = next.steps;
+    next.weights += kSliceSteps * kStepLoads<W> * 512;
+    next.slice = slice + 1;
+    next.steps = slice + 1 < units ? m.slice_steps(slice + 1) : 0;
     const OperandWords words{operand + slice * (2 * kSlice), static_cast<uint32_t>(8 * row),
                              rows - g};
     float acc[NT][4] = {};
-    multiply_unit<W, NT, kNorm>(acc, unit, now.steps, next, m, words);
+    multiply_unit<W, NT, kNorm>(acc, unit, steps, next, m, words);
 #pragma unroll
     for (int n = 0; n < NT; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) sums[n][i] = slice == 0 ? acc[n][i] : sums[n][i] + acc[n][i];
     }
-    now = next;
   }
   put_tile<NT>(sums, logits);
   sync_block();

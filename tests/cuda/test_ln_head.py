@@ -44,9 +44,8 @@ class Head:
         """Logits (A, V), parts (A, parts, 4) and the normalised rows, where they were written."""
         stride = -(-self.width // 64) * 64
         V = self.packed.outputs
-        residual, *norm = (
-            unwritten((n, stride), torch.float32) for n in (len(self.residual), 1, 1)
-        )
+        residual = unwritten((len(self.residual), stride), torch.float32)
+        norm = [unwritten((stride,), torch.float32) for _ in range(2)]
         residual[:, : self.width] = self.residual.numpy()
         norm[0][: self.width], norm[1][: self.width] = self.weight, self.bias
         normed = unwritten((len(asked), stride), torch.float16)
