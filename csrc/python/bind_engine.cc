@@ -43,7 +43,7 @@ Precision precision_of(const std::string& name, const std::string& device) {
                   ", got '", name, "'"));
 }
 
-Shape shape_of(const py::dict& config) {
+Shape shape_of(const py::dict& config, const std::string& device) {
   const auto integer = [&](const char* key) { return config[key].cast<int64_t>(); };
   Shape shape{};
   shape.layers = integer("n_layer");
@@ -57,12 +57,15 @@ Shape shape_of(const py::dict& config) {
   shape.scale_scores = config["scale_attn_weights"].cast<bool>();
   shape.scale_by_layer = config["scale_attn_by_inverse_layer_idx"].cast<bool>();
   shape.validate();
+  check(device == "cpu" || shape.head_size() <= kMaxDeviceHeadSize, ErrorKind::kParameter,
+        "head size (n_embd / n_head) must be at most ", kMaxDeviceHeadSize, " on CUDA, got ",
+        shape.head_size());
   return shape;
 }
 
 py::dict plan_of(const py::dict& config, const std::string& precision, int threads,
                  int64_t max_sequences, const std::string& device) {
-  const Plan plan = make_plan(shape_of(config), precision_of(precision, device),
+  const Plan plan = make_plan(shape_of(config, device), precision_of(precision, device),
                               table_of(device, ""), threads, max_sequences);
   py::dict out;
   out["weights"] = plan.weights;
@@ -76,7 +79,7 @@ py::dict plan_of(const py::dict& config, const std::string& precision, int threa
 std::unique_ptr<Engine> make_engine(const py::dict& config, const std::string& precision,
                                     const std::string& isa, int threads, int64_t max_sequences,
                                     const std::string& device, int index) {
-  const Shape shape = shape_of(config);
+  const Shape shape = shape_of(config, device);
   const Precision chosen = precision_of(precision, device);
   const KernelTable& table = table_of(device, isa);
   std::unique_ptr<Engine> engine;

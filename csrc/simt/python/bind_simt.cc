@@ -102,6 +102,11 @@ void bind_simt(py::module_& m) {
       py::arg("function"), py::arg("error"), py::arg("skip") = 0,
       "Makes a call of a function of the CUDA runtime fail, once.");
   m.def("forget_failures", &forget_failures);
+  m.def("current_device", [] {
+    int index = 0;
+    cuda::check_cuda(cudaGetDevice(&index), "cudaGetDevice");
+    return index;
+  });
   m.def("set_device", &set_device, py::arg("count") = 1, py::arg("major") = 9, py::arg("minor") = 0,
         py::arg("memory") = size_t{8} << 30, py::arg("missing") = 0,
         "The devices there are; missing: the error every call returns (35: no driver).");
