@@ -18,7 +18,7 @@ std::map<std::string, Planned>& planned() {
 }
 
 cudaError_t last_error = cudaSuccess;
-int current_device = 0;
+thread_local int current_device = 0;
 
 struct ErrorText {
   cudaError_t error;
