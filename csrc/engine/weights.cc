@@ -142,8 +142,13 @@ void Weights::place_bytes(void* to, int64_t bytes, const Fill& fill) {
   }
   const Buffer staging(static_cast<size_t>(bytes), "weights in preparation");
   fill(staging.as<void>());
-  place_->upload(to, staging.as<void>(), bytes);
-  place_->finish();
+  try {
+    place_->upload(to, staging.as<void>(), bytes);
+    place_->finish();
+  } catch (...) {
+    place_->drain();  // the copy reads what is about to be released
+    throw;
+  }
 }
 
 void Weights::load_linear(const std::string& name, const StoredTensor& tensor,

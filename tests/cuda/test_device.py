@@ -152,9 +152,10 @@ def test_memory_is_what_the_plan_says(simt: Any) -> None:
 def test_a_call_that_fails_while_loading_is_named(simt: Any, call: str) -> None:
     gc.collect()
     before = simt.stats()["device_bytes"]
+    simt.set_device(count=2)
     simt.fail_next(call, LAUNCH_FAILED)
     with pytest.raises(DeviceError, match=call):
-        make()
+        make(device="cuda:1")  # not the one that the thread works on: that one needs no call
     simt.forget_failures()
     gc.collect()
     assert simt.stats()["device_bytes"] == before
