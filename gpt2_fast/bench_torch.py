@@ -125,7 +125,7 @@ class TorchModel(nn.Module):
         return torch.softmax(scores, -1) @ values
 
     def forward(self, tokens: Tensor, position: Tensor, end: int) -> Tensor:
-        """Logits (B, V) of (B,) tokens at `position`; `end` keys are looked at."""
+        """Logits (B, V) of (B,) tokens at `position` (1,); `end` keys are looked at."""
         config, batch = self.config, tokens.shape[0]
         x = self._w("wte.weight")[tokens] + self._w("wpe.weight")[position]
         for layer in range(config.n_layer):
@@ -133,7 +133,7 @@ class TorchModel(nn.Module):
             qkv = self._linear(self._norm(x, block + "ln_1"), block + "attn.c_attn")
             parts = qkv.view(batch, 3, config.n_head, 1, config.head_size).unbind(1)
             for part, new in enumerate(parts[1:]):
-                self._w("cache")[layer, part, :batch].index_copy_(2, position.view(1), new)
+                self._w("cache")[layer, part, :batch].index_copy_(2, position, new)
             mixed = self._attend(parts[0], layer, position, end).reshape(batch, config.n_embd)
             x = x + self._linear(mixed, block + "attn.c_proj")
             inner = self._linear(self._norm(x, block + "ln_2"), block + "mlp.c_fc")
@@ -158,7 +158,7 @@ class TorchRunner:
         if self._compiled:
             mode = "reduce-overhead" if self._device.type == "cuda" else "default"
             self._step = torch.compile(self._model, fullgraph=True, dynamic=False, mode=mode)
-        self._places = [torch.tensor(p, device=self._device) for p in range(config.n_ctx)]
+        self._places = [torch.tensor([p], device=self._device) for p in range(config.n_ctx)]
         self._tokens, self._position = torch.empty(0), 0
 
     def begin(self, batch: int, position: int) -> None:
