@@ -59,6 +59,7 @@ struct CopyTask {
   const uint16_t* value;
   const int32_t* lengths;
   DensePlan plan;
+  int* tickets;  // of attention_decode: zero before its first launch
   int32_t dense_heads;  // H
   int32_t queries;  // T
   int32_t keys;  // S
@@ -96,7 +97,10 @@ DEVICE void copy_page(const CopyTask& task, int64_t index) {
     to[8 * width + i] =
         (seen > 0 ? value[0] : 0u) | (seen > 1 ? static_cast<uint32_t>(value[size]) << 16 : 0u);
   }
-  if (head != 0 || threadIdx.x != 0) return;
+  if (threadIdx.x != 0) return;
+  const int64_t ticket = sequence * plan.heads + head;
+  if (page == 0 && ticket < kTickets) task.tickets[ticket] = 0;
+  if (head != 0) return;
   plan.table[sequence * plan.pages + page] = to;
   if (page != 0) return;
   plan.sequence[sequence] = {static_cast<int32_t>(sequence) * task.queries, task.queries,
@@ -135,6 +139,7 @@ AttentionArgs append_kv(const DenseAttentionArgs& args, const Lane& lane) {
   task.value = static_cast<const uint16_t*>(args.value);
   task.lengths = args.lengths;
   task.plan = plan;
+  task.tickets = reinterpret_cast<int*>(args.scratch);
   task.dense_heads = static_cast<int32_t>(args.heads);
   task.queries = static_cast<int32_t>(args.queries);
   task.keys = static_cast<int32_t>(args.keys);

@@ -48,7 +48,7 @@ DEVICE ChunkPages pages_of(const Sequence& sequence, int chunk, int64_t offset) 
 }
 
 DEVICE uint4 load_page(const uint32_t* page, int word) {
-  return page != nullptr ? load16(page + word) : uint4{0, 0, 0, 0};
+  return page != nullptr ? load_global16(page + word) : uint4{0, 0, 0, 0};
 }
 
 // s = q . k; as many keys as fit are asked for at once.

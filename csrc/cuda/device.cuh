@@ -238,6 +238,11 @@ DEVICE uint4 load_stream16(const void* address) {
   return v;
 }
 DEVICE uint4 load16(const void* address) { return *static_cast<const uint4*>(address); }
+// The same where the compiler cannot see that the address, read from a table, is global memory.
+DEVICE uint4 load_global16(const void* address) {
+  __builtin_assume(__isGlobal(address));
+  return *static_cast<const uint4*>(address);
+}
 DEVICE void store16(void* address, uint4 value) { *static_cast<uint4*>(address) = value; }
 
 // Asynchronous copy of 16 bytes to shared memory, zeros if not valid. Copies belong to the group

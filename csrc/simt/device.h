@@ -138,6 +138,10 @@ DEVICE uint4 load16(const void* address, const Where& at = Where::current()) {
   check_access("load16", address, false, at);
   return simt::fetch(address);
 }
+DEVICE uint4 load_global16(const void* address, const Where& at = Where::current()) {
+  check_access("load_global16", address, false, at);
+  return simt::fetch(address);
+}
 DEVICE uint4 load_stream16(const void* address, const Where& at = Where::current()) {
   check_access("load_stream16", address, false, at);
   return simt::fetch(address);

@@ -119,6 +119,19 @@ def test_attention(name: str) -> None:
     close(single, reference.attention_decode(one, k, v, known, 0.2), truth)
 
 
+@pytest.mark.parametrize("name", HALVES)
+def test_attention_over_many_chunks(name: str) -> None:
+    """More chunks than one block takes: blocks draw tickets, from memory that nobody cleared."""
+    dtype = DTYPES[name]
+    k, v = normal(2, 2, 600, 16, seed=1).to(dtype), normal(2, 2, 600, 16, seed=2).to(dtype)
+    q, lengths = normal(2, 2, 16).to(dtype), torch.tensor([600, 311], dtype=torch.int32)
+    out = empty(2, 2, 16, dtype=dtype)
+    arguments = (on_cuda(q), on_cuda(k), on_cuda(v), CudaArray(lengths.numpy()), 0.3, out)
+    _C.attention_decode(*arguments, ON_CUDA)
+    truth = reference.attention_decode(q.double(), k.double(), v.double(), lengths, 0.3)
+    close(out, reference.attention_decode(q, k, v, lengths, 0.3), truth)
+
+
 def sample(logits: Tensor, columns: dict[str, Any], *, openai: bool = False) -> tuple[Any, Any]:
     rows = logits.shape[0]
     tokens, logprobs = np.full(rows, -7, np.int64), np.full(rows, np.nan, np.float32)
