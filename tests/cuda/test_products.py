@@ -178,7 +178,7 @@ def test_linear_residual(
 
 @each_precision
 def test_a_row_does_not_see_its_company(simt: Any, schedule: str, precision: str) -> None:
-    inputs, outputs = 328, 33  # two slices, ragged both ways
+    inputs, outputs = 584, 33  # three slices: two would add up either way; ragged in both
     norm, x = norm_of(simt, precision, outputs, inputs), residual_of(33, inputs)
     residual, wide = residual_of(33, outputs, seed=5), normal(33, inputs, seed=6)
     wide = wide.to(activations(precision))
