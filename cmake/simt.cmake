@@ -25,8 +25,8 @@ macro(gpt2f_add_simt target)
     set(GPT2_FAST_CUDA_NOTE "simulated CUDA device (GPT2_FAST_SIMT=${GPT2_FAST_SIMT})")
     add_library(gpt2f_simt_options INTERFACE)
     target_compile_definitions(gpt2f_simt_options INTERFACE GPT2_FAST_SIMT)
-    # -g1: errors and races name lines.
-    target_compile_options(gpt2f_simt_options INTERFACE -g1)
+    # -g1: errors and races name lines. nvcc's pragmas mean nothing here.
+    target_compile_options(gpt2f_simt_options INTERFACE -g1 -Wno-unknown-pragmas)
     target_include_directories(gpt2f_simt_options
                                INTERFACE ${CMAKE_CURRENT_SOURCE_DIR}/csrc/simt/include)
     target_link_libraries(gpt2f_simt_options INTERFACE gpt2f_options)
