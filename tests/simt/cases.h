@@ -12,7 +12,11 @@ struct Case {
   // Runs the kernel, right or with its fault; "" if what it computed is right.
   std::string (*run)(bool faulty);
 };
-const std::vector<Case>& cases();
+std::vector<Case> block_cases();
+std::vector<Case> order_cases();
+
+constexpr int kThreads = 128;  // of a block
+inline std::string right_if(bool right) { return right ? "" : "wrong numbers"; }
 
 // matrices.cu: what the fragments of mma and ldmatrix hold, against a plain product; speed.
 std::string check_matrices();

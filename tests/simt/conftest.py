@@ -19,7 +19,7 @@ FLAGS = [
     *("-I", str(CSRC), "-I", str(CSRC / "simt/include")),
 ]
 RUNTIME = sorted((CSRC / "simt").glob("*.cc"))
-PROGRAM = [HERE / name for name in ("main.cc", "cases.cu", "matrices.cu", "runtime_cases.cu")]
+PROGRAM = [HERE / "main.cc", *sorted(HERE.glob("*.cu"))]
 #: flavour -> flags of the kernels, flags of everything
 FLAVOURS: dict[str, tuple[list[str], list[str]]] = {
     "plain": ([], []),

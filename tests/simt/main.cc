@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstring>
 #include <string>
+#include <vector>
 
 #include "cases.h"
 #include "runtime_cases.h"
@@ -14,9 +15,15 @@ namespace {
 
 using namespace gpt2f;
 
+std::vector<cuda::Case> cases() {
+  std::vector<cuda::Case> all = cuda::block_cases();
+  for (const cuda::Case& one : cuda::order_cases()) all.push_back(one);
+  return all;
+}
+
 int run_case(const std::string& name, bool faulty, const std::string& schedule) {
   simt::schedule() = simt::named_schedule(schedule);
-  for (const cuda::Case& one : cuda::cases()) {
+  for (const cuda::Case& one : cases()) {
     if (name != one.name) continue;
     try {
       const std::string wrong = one.run(faulty);
@@ -24,6 +31,19 @@ int run_case(const std::string& name, bool faulty, const std::string& schedule) 
     } catch (const simt::KernelError& error) {
       std::printf("error: %s\n", error.what());
     }
+    for (const std::string& race : simt::take_races()) std::printf("race: %s\n", race.c_str());
+    return 0;
+  }
+  return 2;
+}
+
+int run_runtime_case(const std::string& name) {
+  cuda::RuntimeCases all = cuda::stream_cases();
+  for (const auto& one : cuda::memory_cases()) all.push_back(one);
+  for (const auto& [known, run] : all) {
+    if (name != known) continue;
+    const std::string wrong = run();
+    std::printf("%s\n", wrong.empty() ? "ok" : wrong.c_str());
     for (const std::string& race : simt::take_races()) std::printf("race: %s\n", race.c_str());
     return 0;
   }
@@ -58,7 +78,7 @@ int write_products() {
 int run(int count, char** words) {
   const std::string command = count > 1 ? words[1] : "";
   if (command == "list") {
-    for (const cuda::Case& one : cuda::cases()) std::printf("%s\n", one.name);
+    for (const cuda::Case& one : cases()) std::printf("%s\n", one.name);
     return 0;
   }
   if (command == "case" && count == 5) {
@@ -69,7 +89,7 @@ int run(int count, char** words) {
     std::printf("wrong: %s\n", cuda::check_matrices().c_str());
     return 0;
   }
-  if (command == "runtime" && count == 3) return cuda::run_runtime_case(words[2]);
+  if (command == "runtime" && count == 3) return run_runtime_case(words[2]);
   if (command == "speed") return std::printf("%s\n", cuda::measure_speed().c_str()) < 0;
   if (command == "halves") return write_halves();
   if (command == "fma") return write_products();
