@@ -87,7 +87,6 @@ def sample(
     out_logprobs: _Tensor,
     cuda: _Cuda = None,
 ) -> None: ...
-
 def quantize(weights: _Tensor, precision: str) -> tuple[_Array, _Array]: ...
 
 class Draw:

@@ -5,7 +5,8 @@
 // Work      one thread a row, in blocks of 128.
 // Traffic   44 bytes read and 64 written per row before, 4 read and 8 written after: nothing beside
 //           the 201 KB of a row of logits.
-// Numerics  none. Parameters that the CPU op would refuse (it can look at them; here they are on the
+// Numerics  none. Parameters that the CPU op would refuse (it can look at them; here they are on
+// the
 //           device, and looking would stop the stream) give token -1 and NaN.
 #include "core/kernels.h"
 #include "cuda/device.cuh"
@@ -38,7 +39,7 @@ DEVICE SampleParameters parameters_of(const OpSampleArgs& a, int64_t row) {
   return p;
 }
 
-KERNEL gather(OpSampleArgs args) {
+KERNEL LAUNCH_BOUNDS(kThreads, 1) gather(OpSampleArgs args) {
   wait_for_previous();
   const int64_t row = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (row >= args.rows) return;
@@ -47,7 +48,7 @@ KERNEL gather(OpSampleArgs args) {
   args.parameters[row] = p;
 }
 
-KERNEL widen_tokens(OpSampleArgs args) {
+KERNEL LAUNCH_BOUNDS(kThreads, 1) widen_tokens(OpSampleArgs args) {
   wait_for_previous();
   const int64_t row = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (row >= args.rows) return;

@@ -193,7 +193,9 @@ def test_parameters_out_of_range_spoil_their_row_alone(name: str, value: float) 
 def test_what_is_refused() -> None:
     x, out = normal(4, 32), empty(4, 32, dtype=torch.float32)
     weight = on_cuda(normal(8, 32))
-    with pytest.raises(ParameterError, match=r"^gelu: x must be on a CUDA device, got DLPack device type 1$"):
+    with pytest.raises(
+        ParameterError, match=r"^gelu: x must be on a CUDA device, got DLPack device type 1$"
+    ):
         _C.gelu(x.numpy(), out, ON_CUDA)
     with pytest.raises(ParameterError, match=r"^gelu: out must be on the CPU, got DLPack device"):
         _C.gelu(x.numpy(), out)

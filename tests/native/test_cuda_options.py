@@ -176,6 +176,20 @@ def test_a_broken_nvcc_is_refused(tmp_path: Path, python: Path) -> None:
     assert "CPU build: nvcc could not be run" in text
 
 
+def test_an_nvcc_that_does_not_take_the_compiler_is_refused(tmp_path: Path, python: Path) -> None:
+    nvcc = fake_nvcc(tmp_path / "picky")
+    said = "unsupported GNU version!"
+    text = nvcc.read_text().replace("*) ", f"-std=*) echo '{said}' >&2; exit 1;;\n*) ")
+    nvcc.write_text(text)
+    status, text = configure(tmp_path, python, "-DGPT2_FAST_CUDA=ON", path=nvcc.parent)
+    assert status != 0
+    assert said in text
+    assert "Set CUDAHOSTCXX to one that it takes" in text
+    status, text = configure(tmp_path, python, path=nvcc.parent)
+    assert status == 0
+    assert "CPU build: nvcc 13.0.88 does not work with the C++ compiler" in " ".join(text.split())
+
+
 def test_an_architecture_nvcc_does_not_know_is_left_out(tmp_path: Path, python: Path) -> None:
     nvcc = fake_nvcc(tmp_path / "a", "12.0.1", "compute_75 compute_80 compute_86 compute_90")
     status, text = configure(tmp_path, python, path=nvcc.parent)
