@@ -187,15 +187,15 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
         help="builtin, a folder, gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, owner/name on "
         "the hub, or 124M, 355M, 774M, 1558M as OpenAI released them (builtin)",
     )
-    add("--precision", default="bf16", metavar="P", help="fp32 or bf16 (bf16)")
+    add("--precision", default="bf16", metavar="P", help="fp32, bf16; on CUDA bf16, fp16, int8, int4 (bf16)")
     add("--threads", type=int, metavar="N", help="processor threads (all this process may use)")
-    add("--device", default="auto", metavar="D", help="auto, cpu or cuda (auto)")
+    add("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:1 (auto)")
 
 
 def _bench_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-m", "--model", default="124M", metavar="NAME", help="whose shape (124M)")
-    add("--device", default="auto", metavar="D", help="auto, cpu or cuda (auto)")
+    add("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:1 (auto)")
     add("--precision", type=_words, metavar="P,P", help="of ours (all the device computes in)")
     add("--batch", type=_numbers, metavar="N,N", help="sequences at the same time (1,8,16)")
     add("--position", type=_numbers, metavar="N,N", help="where to decode (1,128,512,1023)")
