@@ -86,17 +86,25 @@ inline void launch_pointers(const char* name, const void* kernel, Grid grid, int
   int device = 0;
   check_cuda(cudaGetDevice(&device), name);
   launch_cache().allow_shared(device, kernel, name, shared_bytes);
+  const dim3 blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y),
+                    static_cast<unsigned>(grid.z));
+  const dim3 block(static_cast<unsigned>(threads));
+  const auto bytes = static_cast<size_t>(shared_bytes);
+  const auto in_order = static_cast<cudaStream_t>(stream);
+  if (!launch_cache().overlaps(device)) {
+    check_cuda(cudaLaunchKernel(kernel, blocks, block, arguments, bytes, in_order), name);
+    return;
+  }
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y),
-                        static_cast<unsigned>(grid.z));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
-  config.stream = static_cast<cudaStream_t>(stream);
+  config.gridDim = blocks;
+  config.blockDim = block;
+  config.dynamicSmemBytes = bytes;
+  config.stream = in_order;
   config.attrs = &attribute;
-  config.numAttrs = launch_cache().overlaps(device) ? 1 : 0;
+  config.numAttrs = 1;
   check_cuda(cudaLaunchKernelExC(&config, kernel, arguments), name);
 }
 

@@ -51,7 +51,10 @@ void Place::drain() noexcept {
   }
 }
 
-int64_t Place::free_memory() { return table_.device->free_memory(device_); }
+int64_t Place::free_memory() {
+  const PlaceGuard guard(*this);
+  return table_.device->free_memory(device_);
+}
 
 PlaceGuard::PlaceGuard(const Place& place)
     : table_(place.remote() ? place.table_.device : nullptr) {

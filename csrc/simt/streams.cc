@@ -337,10 +337,9 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
   return cudaSuccess;
 }
 
-cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* kernel,
-                                void** arguments) {
-  const Call call("cudaLaunchKernelExC");
-  if (call.failure() != cudaSuccess) return report(call.failure());
+namespace {
+
+cudaError_t launch_kernel(const cudaLaunchConfig_t* config, const void* kernel, void** arguments) {
   const Kernel* found = find_kernel(kernel);
   if (found == nullptr) return report(cudaErrorInvalidDeviceFunction);
   const auto limit = shared_limits().find(kernel);
@@ -366,4 +365,25 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* ke
                 reinterpret_cast<char*>(recorded->values.back().data()));
   }
   return report(enqueue(config->stream, [recorded] { recorded->run(); }));
+}
+
+}  // namespace
+
+cudaError_t cudaLaunchKernel(const void* kernel, dim3 grid, dim3 block, void** arguments,
+                             size_t shared_bytes, cudaStream_t stream) {
+  const Call call("cudaLaunchKernel");
+  if (call.failure() != cudaSuccess) return report(call.failure());
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  return launch_kernel(&config, kernel, arguments);
+}
+
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* kernel,
+                                void** arguments) {
+  const Call call("cudaLaunchKernelExC");
+  if (call.failure() != cudaSuccess) return report(call.failure());
+  return launch_kernel(config, kernel, arguments);
 }

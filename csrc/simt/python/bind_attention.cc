@@ -1,7 +1,5 @@
 // Attention of csrc/cuda over numpy arrays: host memory is the device's. Arrays are written in
 // place; 16-bit floats come as uint16.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>
@@ -12,21 +10,13 @@
 #include "cuda/attention.cuh"
 #include "cuda/kernels.h"
 #include "cuda/layout.h"
+#include "simt/python/arrays.h"
+#include "simt/python/bindings.h"
 
 namespace py = pybind11;
 
 namespace gpt2f::simt {
 namespace {
-
-// The memory of a C-contiguous array of elements as wide as T; null for None.
-template <typename T>
-T* data(const py::object& object) {
-  if (object.is_none()) return nullptr;
-  const auto array = object.cast<py::array>();
-  check((array.flags() & py::array::c_style) != 0 && array.itemsize() == sizeof(T),
-        ErrorKind::kParameter, "array: must be contiguous, of ", sizeof(T), " bytes an element");
-  return static_cast<T*>(const_cast<void*>(array.data()));
-}
 
 // `way`: decode, prefill, or empty for the stage's own choice. `tables`: the rows of `blocks`
 // (blocks, words of a block) that hold each sequence, exactly as many as it needs.

@@ -1,30 +1,19 @@
 // The op linear of csrc/cuda over numpy arrays, and where the gemm's lanes reach into shared
 // memory.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <string>
 #include <vector>
 
-#include "core/error.h"
 #include "cuda/gemm_tiles.cuh"
 #include "cuda/kernels.h"
+#include "simt/python/arrays.h"
 #include "simt/python/bindings.h"
 
 namespace py = pybind11;
 
 namespace gpt2f::simt {
 namespace {
-
-template <typename T>
-T* data(const py::object& object) {
-  if (object.is_none()) return nullptr;
-  const auto array = object.cast<py::array>();
-  check((array.flags() & py::array::c_style) != 0 && array.itemsize() == sizeof(T),
-        ErrorKind::kParameter, "array: must be contiguous, of ", sizeof(T), " bytes an element");
-  return static_cast<T*>(const_cast<void*>(array.data()));
-}
 
 // x (rows, K), weight (N, K); bias and residual may be None. Written to `out` (rows, N).
 void linear(const std::string& type, const py::array& x, const py::array& weight,

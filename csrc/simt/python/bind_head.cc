@@ -1,8 +1,6 @@
 // ln_head and sample of csrc/cuda over numpy arrays: host memory is the device's. Arrays are
 // written in place; 16-bit floats come as uint16, packed weights as uint32, parts as four words
 // each.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <string>
@@ -10,6 +8,7 @@
 
 #include "core/error.h"
 #include "cuda/kernels.h"
+#include "simt/python/arrays.h"
 #include "simt/python/bindings.h"
 
 namespace py = pybind11;
@@ -18,23 +17,6 @@ namespace gpt2f::simt {
 namespace {
 
 static_assert(sizeof(HeadPart) == 16);
-
-Precision precision_of(const std::string& name) {
-  if (name == "bf16") return Precision::kBf16;
-  if (name == "fp16") return Precision::kFp16;
-  check(name == "int8" || name == "int4", ErrorKind::kParameter, "precision: ", name);
-  return name == "int8" ? Precision::kInt8 : Precision::kInt4;
-}
-
-// The memory of a C-contiguous array of elements as wide as T; null for None.
-template <typename T>
-T* data(const py::object& object) {
-  if (object.is_none()) return nullptr;
-  const auto array = object.cast<py::array>();
-  check((array.flags() & py::array::c_style) != 0 && array.itemsize() == sizeof(T),
-        ErrorKind::kParameter, "array: must be contiguous, of ", sizeof(T), " bytes an element");
-  return static_cast<T*>(const_cast<void*>(array.data()));
-}
 
 HeadPart* parts_of(const py::object& object) {
   return reinterpret_cast<HeadPart*>(data<uint32_t>(object));

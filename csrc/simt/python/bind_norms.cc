@@ -1,13 +1,13 @@
 // Layer norm, gelu and embed of csrc/cuda over numpy arrays: host memory is the device's. Arrays
 // are written in place; 16-bit floats come as uint16.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
 
 #include <string>
 
 #include "core/error.h"
 #include "cuda/kernels.h"
 #include "cuda/norm.cuh"
+#include "simt/python/arrays.h"
+#include "simt/python/bindings.h"
 
 namespace py = pybind11;
 
@@ -18,23 +18,6 @@ DType type_of(const std::string& name) {
   if (name == "fp32") return DType::kF32;
   check(name == "bf16" || name == "fp16", ErrorKind::kParameter, "type: ", name);
   return name == "bf16" ? DType::kBF16 : DType::kF16;
-}
-
-Precision precision_of(const std::string& name) {
-  if (name == "bf16") return Precision::kBf16;
-  if (name == "fp16") return Precision::kFp16;
-  check(name == "int8" || name == "int4", ErrorKind::kParameter, "precision: ", name);
-  return name == "int8" ? Precision::kInt8 : Precision::kInt4;
-}
-
-// The memory of a C-contiguous array of elements as wide as T; null for None.
-template <typename T>
-T* data(const py::object& object) {
-  if (object.is_none()) return nullptr;
-  const auto array = object.cast<py::array>();
-  check((array.flags() & py::array::c_style) != 0 && array.itemsize() == sizeof(T),
-        ErrorKind::kParameter, "array: must be contiguous, of ", sizeof(T), " bytes an element");
-  return static_cast<T*>(const_cast<void*>(array.data()));
 }
 
 void* bytes(const py::object& object, DType type) {

@@ -1,36 +1,19 @@
 // The product stages and pack of csrc/cuda over numpy arrays: host memory is the device's. Arrays
 // are written in place; 16-bit floats come as uint16, packed weights as uint32.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <string>
 #include <vector>
 
-#include "core/error.h"
 #include "cuda/kernels.h"
 #include "cuda/layout.h"
+#include "simt/python/arrays.h"
 #include "simt/python/bindings.h"
 
 namespace py = pybind11;
 
 namespace gpt2f::simt {
 namespace {
-
-Precision precision_of(const std::string& name) {
-  if (name == "bf16") return Precision::kBf16;
-  if (name == "fp16") return Precision::kFp16;
-  check(name == "int8" || name == "int4", ErrorKind::kParameter, "precision: ", name);
-  return name == "int8" ? Precision::kInt8 : Precision::kInt4;
-}
-
-// The memory of a C-contiguous array of elements as wide as T.
-template <typename T>
-T* data(const py::array& array) {
-  check((array.flags() & py::array::c_style) != 0 && array.itemsize() == sizeof(T),
-        ErrorKind::kParameter, "array: must be contiguous, of ", sizeof(T), " bytes an element");
-  return static_cast<T*>(const_cast<void*>(array.data()));
-}
 
 PackedLinear linear_of(const py::array& words, const py::array& bias, int64_t inputs,
                        int64_t outputs) {
