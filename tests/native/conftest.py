@@ -18,6 +18,7 @@ def _is_release(folder: Path) -> bool:
     return (
         "CMAKE_BUILD_TYPE:STRING=Release\n" in text
         and "GPT2_FAST_SANITIZE:STRING=\n" in text
+        and "GPT2_FAST_SIMT:STRING=OFF\n" in text
         and f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT}\n" in text
     )
 
