@@ -187,7 +187,12 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
         help="builtin, a folder, gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, owner/name on "
         "the hub, or 124M, 355M, 774M, 1558M as OpenAI released them (builtin)",
     )
-    add("--precision", default="bf16", metavar="P", help="fp32, bf16; on CUDA bf16, fp16, int8, int4 (bf16)")
+    add(
+        "--precision",
+        default="bf16",
+        metavar="P",
+        help="fp32, bf16; on CUDA bf16, fp16, int8, int4",
+    )
     add("--threads", type=int, metavar="N", help="processor threads (all this process may use)")
     add("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:1 (auto)")
 
