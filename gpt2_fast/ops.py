@@ -389,14 +389,15 @@ def _refusal(op: str, names: tuple[str, ...]) -> Callable[..., Any]:
     """What runs where no kernel is: on other devices than CPU and CUDA, and for sparse tensors."""
 
     def refuse(*args: object) -> None:
+        devices = "cpu or cuda" if _C.build_info()["cuda"] else "cpu"
         tensors = [(n, a) for n, a in zip(names, args, strict=True) if isinstance(a, Tensor)]
         for name, tensor in tensors:
             if tensor.device.type not in {"cpu", "cuda"} or tensor.layout != torch.strided:
                 layout = str(tensor.layout).removeprefix("torch.")
                 raise ParameterError(
-                    f"{op}: {name} must be strided on cpu or cuda, got {layout} on {tensor.device}"
+                    f"{op}: {name} must be strided on {devices}, got {layout} on {tensor.device}"
                 )
-        raise ParameterError(f"{op}: {tensors[0][0]} must be a plain tensor on cpu or cuda")
+        raise ParameterError(f"{op}: {tensors[0][0]} must be a plain tensor on {devices}")
 
     return refuse
 
