@@ -47,15 +47,17 @@ def choose(device: str, precision: str) -> Device:
     found = _NAME.match(str(device))
     if found is None or (found[2] is not None and found[1] != "cuda"):
         raise ParameterError(f"device must be auto, cpu, cuda or cuda:NUMBER, got {device!r}")
-    everything = tuple(dict.fromkeys(PRECISIONS["cpu"] + PRECISIONS["cuda"]))
-    if precision not in everything:
-        raise ParameterError(f"precision must be one of {', '.join(everything)}, got {precision!r}")
+    if precision not in PRECISIONS["cpu"] + PRECISIONS["cuda"]:
+        here, there = ", ".join(PRECISIONS["cpu"]), ", ".join(PRECISIONS["cuda"])
+        raise ParameterError(
+            f"precision must be one of {here}, got {precision!r}; on cuda one of {there}"
+        )
     kind = found[1]
     if kind == "auto":
         return _automatic(precision)
     if precision not in PRECISIONS[kind]:
         allowed = ", ".join(PRECISIONS[kind])
-        raise ParameterError(f"precision must be one of {allowed} on {kind}, got {precision!r}")
+        raise ParameterError(f"precision must be one of {allowed}, got {precision!r} on {kind}")
     if kind == "cuda":
         _C.cuda_devices()  # says what is missing
     return Device(kind, int(found[2] or 0))
@@ -72,7 +74,7 @@ def _automatic(precision: str) -> Device:
             return Device("cpu")
         allowed = ", ".join(PRECISIONS["cpu"])
         raise ParameterError(
-            f"precision must be one of {allowed} on cpu, got {precision!r}. {error}"
+            f"precision must be one of {allowed}, got {precision!r} on cpu. {error}"
         ) from error
     major, minor = devices[0]["capability"]
     least = (8, 0) if precision == "bf16" else (7, 5)

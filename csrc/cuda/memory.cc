@@ -41,7 +41,7 @@ int count() {
   if (error == cudaErrorInsufficientDriver || error == cudaErrorNoDevice) {
     cudaGetLastError();
     throw Error(ErrorKind::kDevice,
-                cat("device 'cuda': ",
+                cat("device 'cuda' is not available: ",
                     error == cudaErrorNoDevice
                         ? "the NVIDIA driver sees no GPU (is CUDA_VISIBLE_DEVICES set?)"
                         : "no NVIDIA driver answers, or it is older than this build's CUDA runtime",
@@ -50,7 +50,7 @@ int count() {
   }
   check_cuda(error, "cudaGetDeviceCount");
   check(devices > 0, ErrorKind::kDevice,
-        "device 'cuda': the NVIDIA driver sees no GPU (cudaGetDeviceCount: 0)");
+        "device 'cuda' is not available: the NVIDIA driver sees no GPU (cudaGetDeviceCount: 0)");
   return devices;
 }
 

@@ -11,9 +11,8 @@ const KernelTable* cuda_table() {
 #if defined(GPT2_FAST_CUDA_BACKEND)
   return cuda::table();
 #else
-  throw Error(ErrorKind::kDevice,
-              "device 'cuda': this installation has no CUDA kernels (" GPT2_FAST_CUDA_NOTE
-              "); build it with GPT2_FAST_CUDA=ON pip install .");
+  throw Error(ErrorKind::kDevice, "device 'cuda' is not available: " GPT2_FAST_CUDA_NOTE
+                                  ". For the CUDA kernels: GPT2_FAST_CUDA=ON pip install .");
 #endif
 }
 

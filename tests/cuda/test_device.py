@@ -45,9 +45,9 @@ def make(**how: Any) -> Any:
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        ({"missing": NO_DRIVER}, r"device 'cuda': no NVIDIA driver answers"),
-        ({"missing": NO_DEVICE}, r"device 'cuda': the NVIDIA driver sees no GPU"),
-        ({"count": 0}, r"device 'cuda': the NVIDIA driver sees no GPU"),
+        ({"missing": NO_DRIVER}, r"device 'cuda' is not available: no NVIDIA driver answers"),
+        ({"missing": NO_DEVICE}, r"device 'cuda' is not available: the NVIDIA driver sees no GPU"),
+        ({"count": 0}, r"device 'cuda' is not available: the NVIDIA driver sees no GPU"),
     ],
 )
 def test_what_is_missing_is_said_and_auto_takes_the_cpu(
@@ -59,7 +59,9 @@ def test_what_is_missing_is_said_and_auto_takes_the_cpu(
     with pytest.raises(DeviceError, match=message):
         _C.cuda_devices()
     assert str(choose("auto", "bf16")) == "cpu"
-    with pytest.raises(ParameterError, match=r"fp32, bf16 on cpu, got 'int8'.*device 'cuda'"):
+    with pytest.raises(
+        ParameterError, match=r"one of fp32, bf16, got 'int8' on cpu.*device 'cuda' is"
+    ):
         choose("auto", "int8")
 
 
@@ -84,9 +86,9 @@ def test_device_names(simt: Any) -> None:
     for name in ("gpu", "cpu:0", "cuda:", "cuda:x", "auto:1", "", None, 0):
         with pytest.raises(ParameterError, match="device must be auto, cpu, cuda or cuda:NUMBER"):
             make(device=name)
-    with pytest.raises(ParameterError, match=r"bf16, fp16, int8, int4 on cuda, got 'fp32'"):
+    with pytest.raises(ParameterError, match=r"one of bf16, fp16, int8, int4, got 'fp32' on cuda"):
         make(precision="fp32")
-    with pytest.raises(ParameterError, match=r"fp32, bf16 on cpu, got 'fp16'"):
+    with pytest.raises(ParameterError, match=r"one of fp32, bf16, got 'fp16' on cpu"):
         make(device="cpu")
 
 

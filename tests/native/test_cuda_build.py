@@ -92,7 +92,10 @@ def test_import_asks_for_no_driver() -> None:
 def test_without_a_device_cuda_is_a_clear_error() -> None:
     message, generated, _ = in_a_process(_C.__file__, ASK_FOR_CUDA)[0].splitlines()
     assert message.startswith(
-        ("device 'cuda': no NVIDIA driver answers", "device 'cuda': the NVIDIA driver sees no GPU")
+        (
+            "device 'cuda' is not available: no NVIDIA driver answers",
+            "device 'cuda' is not available: the NVIDIA driver sees no GPU",
+        )
     )
     assert re.search(r"cudaError(InsufficientDriver|NoDevice)", message)
     assert generated == "3"
@@ -103,7 +106,7 @@ def test_info_names_version_and_architectures() -> None:
     script = "from gpt2_fast.cli import main; main(['info'])"
     text, _ = in_a_process(_C.__file__, script, NO_COLOR="1", COLUMNS="300")
     assert f"CUDA {_C.build_info()['cuda']}" in text
-    assert "device 'cuda':" in text
+    assert "device 'cuda' is not available:" in text
     note = _C.build_info()["cuda_note"]
     assert re.fullmatch(r"CUDA \d+\.\d+ for ((sm_|PTX )\d+[af]?(, )?)+", note)
 
@@ -189,5 +192,5 @@ def test_the_module_runs_with_the_shared_runtime(ptx_build: Path) -> None:
     assert root is not None
     libraries = f"{root[1]}/lib64:{root[1]}/lib"
     text, _ = in_a_process(module, ASK_FOR_CUDA, LD_LIBRARY_PATH=libraries)
-    assert text.startswith("device 'cuda': ")
+    assert text.startswith("device 'cuda' is not available: ")
     assert text.endswith("for PTX 80\n")
