@@ -46,7 +46,7 @@ def choose(device: str, precision: str) -> Device:
     """
     found = _NAME.match(str(device))
     if found is None or (found[2] is not None and found[1] != "cuda"):
-        raise ParameterError(f"device must be auto, cpu, cuda or cuda:NUMBER, got {device!r}")
+        raise ParameterError(f"device must be one of auto, cpu, cuda, cuda:NUMBER, got {device!r}")
     if precision not in PRECISIONS["cpu"] + PRECISIONS["cuda"]:
         here, there = ", ".join(PRECISIONS["cpu"]), ", ".join(PRECISIONS["cuda"])
         raise ParameterError(
