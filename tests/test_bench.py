@@ -299,7 +299,7 @@ def test_the_command(
         (["--batch", "0,1"], "batches must be at least 1 each"),
         (["--batch", "x"], "invalid _numbers value: 'x'"),
         (["--device", "cpu", "--precision", "int3"], "precision must be one of"),
-        (["--device", "tpu"], "device must be auto, cpu, cuda"),
+        (["--device", "tpu"], "device must be one of auto, cpu, cuda"),
     ],
 )
 def test_wrong_words(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

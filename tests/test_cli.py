@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import gpt2_fast
-from gpt2_fast import GPT2, GPT2Config, cli, info, terminal
+from gpt2_fast import _C, GPT2, GPT2Config, cli, info, terminal
 from gpt2_fast.results import Generation, Timings
 
 BUILTIN = Path(gpt2_fast.__file__).parent / "data" / "builtin"
@@ -302,7 +302,8 @@ def test_info_describes_build_and_model(
     assert facts["isa"] in facts["isas"]
     assert set(facts["isas"]) <= set(facts["isas_compiled"])
     assert (facts["threads"], facts["threads_why"]) == (2, "GPT2_FAST_THREADS")
-    assert "CPU build" in facts["device_note"]
+    build = _C.build_info()["cuda"]
+    assert facts["device_note"].startswith(f"CUDA {build}" if build else "CPU build")
     assert facts["memory_available"] > 0
     described = facts["model"]
     config = GPT2Config(**described["config"])
