@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.rivals import WEIGHT_SEED, Prompts
+from benchmarks.peers.contract import WEIGHT_SEED, Prompts
 from gpt2_fast.sources import RandomSource
 
 if TYPE_CHECKING:

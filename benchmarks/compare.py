@@ -1,183 +1,43 @@
-"""Ours against eager torch and transformers, in turns: A B C A B C ...
+"""Ours against eager torch and transformers, or any engine of `peers/`, in one case.
 
     python -m benchmarks.compare --model 124M --precision fp32 --context 32 --new 64 --rounds 5
 
 Each engine lives in a process of its own with the same random weights, prompts and number of greedy
 tokens, and runs at the best of its settings (threads 1 and all; for transformers, eager and sdpa),
-found first, for decoding and for reading the prompt each. Every round measures the machine's read
-bandwidth and then each engine once, so that what the neighbours of this machine take is taken from
-all. Bytes: weights once and the KV cache of each text, per step. In fp32 the tokens are compared:
-where they part, float64 must say that the choice was closer than the errors of the two engines.
+found first, for decoding and for reading the prompt each; then they take turns: turns.py. Bytes:
+weights once and the KV cache of each text, per step. In fp32 the tokens are compared: where they
+part, float64 must say that the choice was closer than the errors of the two engines.
+`python -m benchmarks.peers` runs every installed engine in every case.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import statistics
-import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from benchmarks import agreement, roofline, traffic
-from benchmarks.rivals import ENGINES, Prompts, random_prompts
+from benchmarks import agreement, peers, roofline, traffic
+from benchmarks.peers import OURS
+from benchmarks.peers.contract import Job, Shape, common_weights
+from benchmarks.turns import (
+    Result,
+    Worker,
+    loaded,
+    play,
+    prepare,
+    progress,
+    random_prompts,
+    row,
+    span,
+    spread,
+)
 from gpt2_fast import _C, PUBLISHED, GPT2Config
-
-ROOT = Path(__file__).resolve().parent.parent
-OURS = "gpt2_fast"
-TUNING_TOKENS, TUNING_RUNS = 16, 2
-PAUSE_SECONDS = 0.2  # threads of the last engine stop spinning
-
-
-class Worker:
-    """One engine's process."""
-
-    def __init__(self, engine: str, options: argparse.Namespace) -> None:
-        threads = str(options.threads)
-        pinned = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), threads)
-        self.engine = engine
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker"],
-            cwd=ROOT,
-            env=os.environ | pinned | {"OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            self.ask(
-                engine=engine,
-                model=options.model,
-                layers=options.layers,
-                precision=options.precision,
-                threads=options.threads,
-                batch=options.batch,
-            )
-        except BaseException:
-            self.close()
-            raise
-
-    def ask(self, **command: Any) -> dict[str, Any]:
-        """Send one command and wait for its answer.
-
-        Raises:
-            RuntimeError: the engine failed, with its traceback, or its process ended.
-        """
-        source, target = _pipes(self.process)
-        target.write(json.dumps(command) + "\n")
-        target.flush()
-        line = source.readline()
-        if not line:
-            raise RuntimeError(f"{self.engine}: its process ended, status {self.process.wait()}")
-        reply: dict[str, Any] = json.loads(line)
-        if "error" in reply:
-            raise RuntimeError(f"{self.engine}: {reply['error']}")
-        return reply
-
-    def cpu_seconds(self) -> float:
-        """Processor time its process has used, 0 where the system does not tell."""
-        path = Path(f"/proc/{self.process.pid}/stat")
-        if not path.exists():
-            return 0.0
-        fields = path.read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def close(self) -> None:
-        """End the process."""
-        source, target = _pipes(self.process)
-        target.close()
-        try:
-            self.process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        source.close()
-
-
-def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
-    if process.stdout is None or process.stdin is None:
-        raise RuntimeError("the worker has no pipes")
-    return process.stdout, process.stdin
-
-
-def machine_busy_seconds() -> float:
-    """Processor time used by everything on this machine, and by its neighbours at its cost."""
-    path = Path("/proc/stat")
-    if not path.exists():
-        return 0.0
-    user, nice, system, _, _, irq, softirq, steal = path.read_text().split()[1:9]
-    busy = sum(int(ticks) for ticks in (user, nice, system, irq, softirq, steal))
-    return busy / os.sysconf("SC_CLK_TCK")
-
-
-@dataclass
-class Result:
-    """What one engine did.
-
-    Attributes:
-        engine: who.
-        setting, prompt_setting: its best for decoding and for reading the prompt.
-        tuning: decode and prompt tokens/s of each setting tried.
-        decode: tokens/s of each round, after the first token, all texts of the batch together.
-        prompt: prompt tokens/s of each round, up to the first token.
-        others: share of the machine that other processes took during each round.
-        tokens: the greedy tokens of the first round.
-    """
-
-    engine: str
-    setting: str
-    prompt_setting: str
-    tuning: dict[str, tuple[float, float]]
-    decode: list[float] = field(default_factory=list)
-    prompt: list[float] = field(default_factory=list)
-    others: list[float] = field(default_factory=list)
-    tokens: Prompts = field(default_factory=list)
-
-
-def rates(reply: dict[str, Any], prompts: Prompts, new: int) -> tuple[float, float]:
-    """Decode and prompt tokens/s of one run."""
-    batch, context = len(prompts), len(prompts[0])
-    decode = batch * (new - 1) / (reply["total"] - reply["first"])
-    return decode, batch * context / reply["first"]
-
-
-def tune(worker: Worker, prompts: Prompts, new: int) -> Result:
-    """Find the engine's best settings, of several runs with each."""
-    tried: dict[str, tuple[float, float]] = {}
-    new = min(new, TUNING_TOKENS)
-    for setting in worker.ask(do="settings")["settings"]:
-        worker.ask(do="use", setting=setting)
-        runs = [worker.ask(do="generate", prompts=prompts, new=new) for _ in range(TUNING_RUNS)]
-        pairs = [rates(run, prompts, new) for run in runs]
-        tried[setting] = (max(decode for decode, _ in pairs), max(prompt for _, prompt in pairs))
-    best = max(tried, key=lambda setting: tried[setting][0])
-    return Result(worker.engine, best, max(tried, key=lambda s: tried[s][1]), tried)
-
-
-def take_turn(worker: Worker, result: Result, prompts: Prompts, new: int) -> None:
-    """One measured run, and one of the prompt alone where that wants another setting."""
-    worker.ask(do="use", setting=result.setting)
-    busy, own, start = machine_busy_seconds(), worker.cpu_seconds(), time.perf_counter()
-    reply = worker.ask(do="generate", prompts=prompts, new=new)
-    wall = time.perf_counter() - start
-    other = machine_busy_seconds() - busy - (worker.cpu_seconds() - own)
-    decode, prompt = rates(reply, prompts, new)
-    if result.prompt_setting != result.setting:
-        worker.ask(do="use", setting=result.prompt_setting)
-        alone = worker.ask(do="generate", prompts=prompts, new=1)
-        prompt = len(prompts) * len(prompts[0]) / alone["first"]
-    result.decode.append(decode)
-    result.prompt.append(prompt)
-    result.others.append(max(0.0, other) / wall / (os.cpu_count() or 1))
-    if not result.tokens:
-        result.tokens = reply["tokens"]
-    elif result.tokens != reply["tokens"]:
-        raise RuntimeError(f"{result.engine}: the same prompts gave other tokens in another round")
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
@@ -185,48 +45,32 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     config = PUBLISHED[options.model]
     if options.layers:
         config = replace(config, n_layer=options.layers)
-    prompts = random_prompts(config, options.batch, options.context)
-    workers: list[Worker] = []
-    peaks: list[float] = []
-    try:
+    prompts = random_prompts(config.vocab_size, options.batch, options.context)
+    agreements: dict[str, str] = {}
+    with ExitStack() as stack:
+        folder = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        common_weights(config, folder)
+        job = Job(Shape.of(config), options.precision, options.threads, options.batch, folder)
+        workers: list[Worker] = []
         for engine in options.engines:
             progress(f"loading {engine}")
-            workers.append(Worker(engine, options))
-        results = []
-        for worker in workers:
-            results.append(tune(worker, prompts, options.new))
-            progress(f"{worker.engine}: best with {results[-1].setting}")
-        for number in range(options.rounds):
-            progress(f"round {number + 1} of {options.rounds}")
-            peaks.append(roofline.peak_gbps(options.mib, 3, options.threads))
-            for worker, result in zip(workers, results, strict=True):
-                time.sleep(PAUSE_SECONDS)
-                take_turn(worker, result, prompts, options.new)
-        agreements = {}
+            prepare(engine, job)
+            workers.append(stack.enter_context(loaded(engine, job)))
+        results, peaks = play(
+            workers, prompts, options.new, options.rounds, options.mib, options.threads
+        )
         if options.precision == "fp32":
             for worker, result in zip(workers[1:], results[1:], strict=True):
                 agreements[worker.engine] = agreement.explain(
-                    config,
-                    prompts,
-                    results[0].tokens,
-                    result.tokens,
-                    lambda tokens: workers[0].ask(do="logits", tokens=tokens)["logits"],
-                    lambda tokens, w=worker: w.ask(do="logits", tokens=tokens)["logits"],  # type: ignore[misc]
+                    config, prompts, results[0].tokens, result.tokens, *_logits(workers[0], worker)
                 )
-    finally:
-        for worker in workers:
-            worker.close()
     return summary(options, config, results, peaks, agreements)
 
 
-def progress(text: str) -> None:
-    """Say what is happening, to standard error."""
-    sys.stderr.write(text + "\n")
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, smallest, largest."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+def _logits(*workers: Worker) -> list[agreement.Logits]:
+    return [
+        lambda tokens, w=worker: w.ask(do="logits", tokens=tokens)["logits"] for worker in workers
+    ]
 
 
 def summary(
@@ -275,7 +119,7 @@ def as_markdown(result: dict[str, Any]) -> str:
         f"GPT-2 {case['model']}{layers}, {case['precision']}, batch {case['batch']}, context "
         f"{case['context']}, {case['new']} new tokens, greedy, random weights; median (min-max) of "
         f"{case['rounds']} interleaved rounds. {about['cpu']}, {case['threads']} threads; read "
-        f"bandwidth in the same run {_span(peak, 1)} GB/s; {result['step_bytes'] / 1e6:.1f} MB a "
+        f"bandwidth in the same run {span(peak, 1)} GB/s; {result['step_bytes'] / 1e6:.1f} MB a "
         f"step (weights + KV). {versions}."
     )
     columns = [
@@ -287,23 +131,23 @@ def as_markdown(result: dict[str, Any]) -> str:
         "prompt tokens/s",
         "gpt2_fast is faster by",
     ]
-    lines = [about_case, "", _row(columns), _row(["---"] * len(columns))]
+    lines = [about_case, "", row(columns), row(["---"] * len(columns))]
     for engine in result["engines"]:
         share = {name: 100 * value for name, value in engine["of_bandwidth"].items()}
-        faster = "" if engine["engine"] == OURS else _span(engine["ours_is_faster_by"], 2) + "x"
+        faster = "" if engine["engine"] == OURS else span(engine["ours_is_faster_by"], 2) + "x"
         elsewhere = ""
         if engine["prompt_setting"] != engine["setting"]:
             elsewhere = f" with {engine['prompt_setting']}"
         cells = [
             engine["engine"],
             engine["setting"],
-            _span(engine["decode_tokens_per_s"], 1),
-            _span(engine["gbps"], 1),
-            _span(share, 0),
-            _span(engine["prompt_tokens_per_s"], 0) + elsewhere,
+            span(engine["decode_tokens_per_s"], 1),
+            span(engine["gbps"], 1),
+            span(share, 0),
+            span(engine["prompt_tokens_per_s"], 0) + elsewhere,
             faster,
         ]
-        lines.append(_row(cells))
+        lines.append(row(cells))
     lines.append("")
     for engine in result["engines"]:
         if engine["agreement"]:
@@ -317,20 +161,12 @@ def as_markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _span(value: dict[str, float], digits: int) -> str:
-    return f"{value['median']:.{digits}f} ({value['min']:.{digits}f}-{value['max']:.{digits}f})"
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read and check the command line."""
     parser = argparse.ArgumentParser(description="Interleaved comparison with other engines.")
     parser.add_argument("--model", choices=PUBLISHED, default="124M")
     parser.add_argument("--layers", type=int, default=0, help="only the first N layers; 0: all")
-    parser.add_argument("--precision", choices=traffic.ELEMENT_BYTES, default="fp32")
+    parser.add_argument("--precision", choices=peers.PRECISIONS, default="fp32")
     parser.add_argument("--context", type=int, default=32, help="tokens of each prompt")
     parser.add_argument("--new", type=int, default=64, help="tokens to generate")
     parser.add_argument("--batch", type=int, default=1, help="texts at the same time")
@@ -342,8 +178,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=roofline.MIN_MIB,
         help="bandwidth buffer; below 512 a cache may answer",
     )
-    rivals = [name for name in ENGINES if name != OURS]
-    parser.add_argument("--rivals", nargs="*", choices=rivals, default=rivals)
+    rivals = [name for name in peers.MODULES if name != OURS]
+    usual = ["torch", "transformers"]
+    parser.add_argument("--rivals", nargs="*", choices=rivals, default=usual)
+    parser.add_argument("--work", type=Path, help="keep the engines' files here for another run")
     parser.add_argument("--json", type=Path, help="write everything measured to this file")
     parser.add_argument("--markdown", type=Path, help="write the table to this file too")
     options = parser.parse_args(arguments)
@@ -356,6 +194,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if not 0 <= options.layers <= PUBLISHED[options.model].n_layer:
         parser.error(f"--layers must be in 0..{PUBLISHED[options.model].n_layer}")
     options.engines = [OURS, *options.rivals]
+    for engine in options.engines:
+        reason = peers.missing(engine, options.precision)
+        if reason:
+            parser.error(f"{engine}, {options.precision}: {reason}")
     return options
 
 

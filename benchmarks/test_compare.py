@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 
 from benchmarks import agreement, compare, roofline, traffic
-from benchmarks.rivals import random_prompts
+from benchmarks.peers.contract import Job, Shape
+from benchmarks.turns import EngineError, loaded, random_prompts
 from gpt2_fast import PUBLISHED, GPT2Config
 
 needs_rivals = pytest.mark.skipif(
@@ -45,12 +47,11 @@ def test_runs_end_to_end(
     assert compared == [precision == "fp32"] * len(rivals)
 
 
-def test_a_failing_engine_is_named() -> None:
+def test_a_failing_engine_is_named(tmp_path: Path) -> None:
     """What went wrong in the worker's process comes back as an error here."""
-    options = compare.parse(TINY)
-    options.precision = "fp31"
-    with pytest.raises(RuntimeError, match=r"gpt2_fast: (?s:.*)precision must be one of"):
-        compare.Worker("gpt2_fast", options)
+    job = Job(Shape.of(PUBLISHED["124M"]), "fp32", 1, 1, tmp_path)
+    with pytest.raises(EngineError, match=rf"gpt2_fast: (?s:.*){re.escape(str(tmp_path))}"):
+        loaded("gpt2_fast", job)
 
 
 def test_refuses_bad_sizes() -> None:
@@ -77,7 +78,7 @@ def test_judgement() -> None:
 def test_a_wrong_token_is_found() -> None:
     """An engine whose token is not the likeliest is caught by float64."""
     config = replace(PUBLISHED["124M"], n_layer=1, vocab_size=64, eos_token_id=None)
-    prompts = random_prompts(config, 1, 4)
+    prompts = random_prompts(config.vocab_size, 1, 4)
     row = agreement.true_logits(config, prompts[0])
     best, worst = int(row.argmax()), int(row.argmin())
 

@@ -1,7 +1,7 @@
-"""One engine in a process of its own: `python -m benchmarks.worker`, driven by compare.py.
+"""One engine in a process of its own: `python -m benchmarks.worker`, driven by turns.py.
 
-The first line of its input says what to load; every further line is a command. Each is answered
-with one line of JSON. Whatever a library prints goes to standard error.
+Every line of its input is a command, answered with one line of JSON. Whatever a library prints goes
+to standard error.
 """
 
 from __future__ import annotations
@@ -10,60 +10,56 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
-from dataclasses import replace
 from typing import IO, Any
 
-from benchmarks.rivals import ENGINES, Engine
-from gpt2_fast import PUBLISHED
+from benchmarks import peers
+from benchmarks.peers.contract import Engine, Job
 
 
-def load(engine: str, model: str, layers: int, precision: str, threads: int, batch: int) -> Engine:
-    """The engine with its model."""
-    config = PUBLISHED[model]
-    if layers:
-        config = replace(config, n_layer=layers)
-    made: Engine = ENGINES[engine](config, precision, threads, batch)
-    return made
+class Host:
+    """The engine that was loaded, and what can be asked of it."""
 
+    def __init__(self) -> None:
+        self.engine: Engine | None = None
 
-def answer(engine: Engine, command: dict[str, Any]) -> dict[str, Any]:
-    """Carry out one command."""
-    what = command.pop("do")
-    if what == "settings":
-        return {"settings": engine.settings}
-    if what == "use":
-        engine.use(command["setting"])
-        return {}
-    if what == "generate":
-        run = engine.generate(command["prompts"], command["new"])
-        return {"tokens": run.tokens, "first": run.first, "total": run.total}
-    if what == "logits":
-        return {"logits": engine.logits(command["tokens"])}
-    raise ValueError(f"unknown command {what!r}")
+    def answer(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Carry out one command."""
+        what = command.pop("do")
+        if what in {"load", "prepare"}:
+            peer, job = peers.find(command["engine"]), Job.from_json(command["job"])
+            if what == "prepare":
+                peer.prepare(job)
+            else:
+                self.engine = peer.Engine(job)
+            return {}
+        if self.engine is None:
+            raise ValueError(f"{what}: no engine is loaded")
+        return self._of_engine(self.engine, what, command)
+
+    @staticmethod
+    def _of_engine(engine: Engine, what: str, command: dict[str, Any]) -> dict[str, Any]:
+        if what == "settings":
+            return {"settings": engine.settings}
+        if what == "use":
+            engine.use(command["setting"])
+            return {}
+        if what == "generate":
+            return vars(engine.generate(command["prompts"], command["new"]))
+        if what == "logits":
+            return {"logits": engine.logits(command["tokens"])}
+        raise ValueError(f"unknown command {what!r}")
 
 
 def serve(source: IO[str], target: IO[str]) -> None:
     """Answer until the input ends."""
-
-    def reply(make: Callable[[], dict[str, Any]]) -> None:
+    host = Host()
+    for line in source:
         try:
-            made = make()
-        except Exception:  # noqa: BLE001  # compare.py reports it and stops
+            made = host.answer(json.loads(line))
+        except Exception:  # noqa: BLE001  # whoever asked reports it and stops
             made = {"error": traceback.format_exc()}
         target.write(json.dumps(made) + "\n")
         target.flush()
-
-    engine: list[Engine] = []
-
-    def first() -> dict[str, Any]:
-        engine.append(load(**json.loads(source.readline())))
-        return {}
-
-    reply(first)
-    for line in source:
-        command = json.loads(line)
-        reply(lambda command=command: answer(engine[0], command))  # type: ignore[misc]
 
 
 if __name__ == "__main__":
