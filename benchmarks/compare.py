@@ -26,6 +26,7 @@ from benchmarks import agreement, peers, roofline, traffic
 from benchmarks.peers import OURS
 from benchmarks.peers.contract import Job, Shape, common_weights
 from benchmarks.turns import (
+    BUSY,
     Result,
     Worker,
     loaded,
@@ -153,7 +154,7 @@ def as_markdown(result: dict[str, Any]) -> str:
         if engine["agreement"]:
             lines.append(f"- {engine['engine']}: {engine['agreement']}")
         others = max(engine["others"])
-        if others > 0.06:
+        if others > BUSY:
             lines.append(
                 f"- {engine['engine']}: other processes took up to {100 * others:.0f} % of this "
                 "machine during a run; measure again when it is quiet"

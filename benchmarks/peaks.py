@@ -2,8 +2,8 @@
 
     python -m benchmarks.peaks
 
-Reading: `roofline.py`. Arithmetic: the loops of peaks.cc, compiled here and now by $CXX, c++, g++ or
-clang++, because no library's product is a peak. They are for x86-64; without a compiler, or on
+Reading: `roofline.py`. Arithmetic: the loops of peaks.cc, compiled here and now by $CXX, c++, g++
+or clang++, because no library's product is a peak. They are for x86-64; without a compiler, or on
 another processor, arithmetic limits are left out and the reason is kept.
 """
 
@@ -48,9 +48,7 @@ class Limits:
 
     def arithmetic(self, precision: str) -> float | None:
         """Operations/s for products of a precision, or None where they were not measured."""
-        best = [
-            rate for name, rate in self.gops.items() if name.split()[0] in KINDS[precision]
-        ]
+        best = [rate for name, rate in self.gops.items() if name.split()[0] in KINDS[precision]]
         return max(best) * 1e9 if best else None
 
     def seconds(self, precision: str, moved: float, operations: float) -> float:

@@ -12,10 +12,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,9 +24,13 @@ from benchmarks import roofline
 from benchmarks.peers import OURS
 from benchmarks.peers.contract import Job, Prompts
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 ROOT = Path(__file__).resolve().parent.parent
 TUNING_TOKENS, TUNING_RUNS = 16, 2
 HOPELESS = 3.0  # a setting this many times slower than another is not tried again
+BUSY = 0.06  # share of the machine that others may take before a reader is warned
 PAUSE_SECONDS = 0.2  # threads of the last engine stop spinning
 
 
@@ -97,7 +102,7 @@ class Worker:
             self.process.wait()
         source.close()
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> Self:
         """The worker itself."""
         return self
 
@@ -222,21 +227,55 @@ def take_turn(worker: Worker, result: Result, prompts: Prompts, new: int) -> Non
 
 
 def play(
-    workers: Sequence[Worker], prompts: Prompts, new: int, rounds: int, mib: int, threads: int
+    workers: Sequence[Worker],
+    prompts: Prompts,
+    new: int,
+    rounds: int,
+    mib: int,
+    threads: int,
+    failed: dict[str, str] | None = None,
 ) -> tuple[list[Result], list[float]]:
-    """Tune, then take turns; results in the order of the workers, and GB/s of each round."""
-    results = []
+    """Tune, then take turns.
+
+    Args:
+        workers: the engines.
+        prompts, new: of equal length, and how many tokens to draw.
+        rounds: how often.
+        mib, threads: of the read bandwidth.
+        failed: where given, an engine that fails leaves the game and its reason goes in here.
+
+    Returns:
+        Results of those that did not fail, in their order, and GB/s of each round.
+
+    Raises:
+        EngineError: an engine failed, and there is no `failed`.
+    """
+    playing: list[tuple[Worker, Result]] = []
+
+    def attempt(worker: Worker, action: Callable[[], Result | None]) -> Result | None:
+        try:
+            return action()
+        except EngineError as error:
+            if failed is None:
+                raise
+            failed[worker.engine] = str(error)
+            progress(f"{worker.engine} failed")
+            return None
+
     for worker in workers:
-        results.append(tune(worker, prompts, new))
-        progress(f"{worker.engine}: best with {results[-1].setting}")
+        result = attempt(worker, partial(tune, worker, prompts, new))
+        if result is not None:
+            progress(f"{worker.engine}: best with {result.setting}")
+            playing.append((worker, result))
     peaks = []
     for number in range(rounds):
         progress(f"round {number + 1} of {rounds}")
         peaks.append(roofline.peak_gbps(mib, 3, threads))
-        for worker, result in zip(workers, results, strict=True):
-            time.sleep(PAUSE_SECONDS)
-            take_turn(worker, result, prompts, new)
-    return results, peaks
+        for worker, result in playing:
+            if failed is None or worker.engine not in failed:
+                time.sleep(PAUSE_SECONDS)
+                attempt(worker, partial(take_turn, worker, result, prompts, new))
+    return [r for w, r in playing if failed is None or w.engine not in failed], peaks
 
 
 def random_prompts(vocab_size: int, batch: int, context: int) -> Prompts:

@@ -44,10 +44,12 @@ def missing(name: str, precision: str) -> str | None:
 
 def versions(name: str) -> dict[str, str]:
     """The versions of what an engine is made of, where installed."""
-    found = {}
-    for package in find(name).PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    known = {package: _version(package) for package in find(name).PACKAGES}
+    return {package: version for package, version in known.items() if version is not None}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -80,10 +80,10 @@ def _write_float(job: Job, target: Path) -> None:
         if stem.startswith("h."):
             _, number, part = stem.split(".", 2)
             stem = f"blk.{number}.{_NAMES[part]}"
-            array = array.T.copy() if array.ndim == 2 else array
+            stored = array.T.copy() if array.ndim == 2 else array
         else:
-            stem = _OUTSIDE[stem]
-        writer.add_tensor(f"{stem}.{ending}", array)
+            stem, stored = _OUTSIDE[stem], array
+        writer.add_tensor(f"{stem}.{ending}", stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -159,7 +159,7 @@ class Engine:
     def _open_context(self, texts: int) -> None:
         """Room for that many texts; kept until another number comes."""
         if texts == self.texts:
-            self.api.llama_memory_clear(self.api.llama_get_memory(self.context), False)
+            self.api.llama_memory_clear(self.api.llama_get_memory(self.context), 0)
             return
         self._close_context()
         parameters = self.api.llama_context_default_params()

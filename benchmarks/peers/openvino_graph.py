@@ -42,13 +42,13 @@ class _Builder:
     def _linear(self, x: Any, name: str) -> Any:
         weights = self.op.constant(np.ascontiguousarray(self.weights.pop(name + ".weight").T))
         weights.set_friendly_name(name)
-        product = self.op.matmul(x, weights, False, True)
+        product = self.op.matmul(x, weights, transpose_a=False, transpose_b=True)
         return self.op.add(product, self._weight(name + ".bias"))
 
     def _norm(self, x: Any, name: str) -> Any:
         epsilon = self.shape.layer_norm_epsilon
         axes = self.op.constant([-1], np.int64)
-        normed = self.op.mvn(x, axes, True, epsilon, "INSIDE_SQRT")
+        normed = self.op.mvn(x, axes, normalize_variance=True, eps=epsilon, eps_mode="INSIDE_SQRT")
         scaled = self.op.multiply(normed, self._weight(name + ".weight"))
         return self.op.add(scaled, self._weight(name + ".bias"))
 
@@ -72,7 +72,10 @@ class _Builder:
         split = op.split(qkv, op.constant(2, np.int64), 3)
         heads = op.constant([0, 0, self.shape.n_head, self.shape.head_size], np.int64)
         order = op.constant([0, 2, 1, 3], np.int64)
-        q, k, v = (op.transpose(op.reshape(split.output(i), heads, True), order) for i in range(3))
+        q, k, v = (
+            op.transpose(op.reshape(split.output(i), heads, special_zero=True), order)
+            for i in range(3)
+        )
         # The names that optimum gives the states of its exports.
         names = [
             f"past_key_values.{layer}.{part}present.{layer}.{part}" for part in ("key", "value")
@@ -80,7 +83,9 @@ class _Builder:
         keys, values = self._cached(k, names[0]), self._cached(v, names[1])
         mixed = op.scaled_dot_product_attention(q, keys, values, allowed, causal=False)
         flat = op.constant([0, 0, self.shape.n_embd], np.int64)
-        return self._linear(op.reshape(op.transpose(mixed, order), flat, True), stem + ".c_proj")
+        return self._linear(
+            op.reshape(op.transpose(mixed, order), flat, special_zero=True), stem + ".c_proj"
+        )
 
     def _allowed(self) -> Any:
         """(B, 1, T, S): positions up to one's own that the mask does not forbid."""
@@ -105,7 +110,7 @@ class _Builder:
             x = op.add(x, self._attention(self._norm(x, block + "ln_1"), layer, allowed))
             inner = self._linear(self._norm(x, block + "ln_2"), block + "mlp.c_fc")
             x = op.add(x, self._linear(op.gelu(inner, "tanh"), block + "mlp.c_proj"))
-        logits = op.matmul(self._norm(x, "ln_f"), self.words, False, True)
+        logits = op.matmul(self._norm(x, "ln_f"), self.words, transpose_a=False, transpose_b=True)
         logits.output(0).get_tensor().set_names({"logits"})
         inputs = [self.ids, self.mask, self.places, self.beams]
         return ov.Model([op.result(logits)], self.sinks, inputs, "gpt2")

@@ -64,9 +64,7 @@ class Engine:
             do_sample=False, use_cache=True, eos_token_id=None, pad_token_id=0
         )
         self.settings = [
-            f"{count}, {how}"
-            for count in thread_settings(job.threads)
-            for how in ("eager", "sdpa")
+            f"{count}, {how}" for count in thread_settings(job.threads) for how in ("eager", "sdpa")
         ]
 
     def use(self, setting: str) -> None:

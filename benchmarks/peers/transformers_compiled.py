@@ -38,22 +38,24 @@ class Engine(eager.Engine):
         self.settings = [setting for setting in self.settings if setting.endswith("sdpa")]
         self.step: Any = None
         self.caches: dict[int, Any] = {}
+        self.compiled: set[int] = set()
         # It was renamed; the old name is to go.
         parameters = inspect.signature(self.model.forward).parameters
         self.cache_name = "cache" if "cache" in parameters else "past_key_values"
 
     def generate(self, prompts: Prompts, new: int) -> Run:
-        """See `contract.Engine`. The first call for a batch compiles, outside the time."""
+        """See `contract.Engine`. The first steps for a batch compile, outside the time."""
         import torch
         from transformers import StaticCache
 
         ids = torch.tensor(prompts)
-        if len(ids) not in self.caches:
+        batch = len(ids)
+        if batch not in self.caches:
+            self.caches[batch] = StaticCache(config=self.model.config, max_cache_len=self.length)
+        if new > 1 and batch not in self.compiled:
             self.step = self.step or torch.compile(self.model.forward, dynamic=False)
-            self.caches[len(ids)] = StaticCache(
-                config=self.model.config, max_cache_len=self.length
-            )
             self._static(ids[:, :1], 3)
+            self.compiled.add(batch)
         return self._static(ids, new)
 
     def _static(self, ids: Any, new: int) -> Run:
