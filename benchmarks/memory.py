@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +24,42 @@ def own_bytes() -> int:
 
 
 def fill(engine: Any, job: Job) -> None:
-    """Write every position of every sequence, all open at the same time; then logits of each."""
+    """Write every position of every sequence, all open at the same time, and use all scratch.
+
+    Probabilities of every token are asked for, so that the largest pass has its logits too.
+    """
     sequences = [engine.open() for _ in range(job.batch)]
-    last = job.shape.n_ctx - 1
     for sequence in sequences:
-        for start in range(0, last, engine.max_rows):
-            engine.step([(sequence, [0] * min(engine.max_rows, last - start), None)])
-    engine.step([(sequence, [0], "all") for sequence in sequences])
+        for start in range(0, job.shape.n_ctx, engine.max_rows):
+            rows = [0] * min(engine.max_rows, job.shape.n_ctx - start)
+            engine.step([(sequence, rows, rows)])
     for sequence in sequences:
         engine.close(sequence)
 
 
 def main(argument: str) -> None:
     """Import, measure, load, fill, measure."""
-    from gpt2_fast import GPT2
+    from gpt2_fast import GPT2, GPT2Config
 
     job = Job.from_json(json.loads(argument))
+
+    def load(folder: Path) -> GPT2:
+        return GPT2.from_pretrained(
+            folder,
+            device="cpu",
+            precision=job.precision,
+            threads=job.threads,
+            max_batch=job.batch,
+        )
+
+    # What is imported and allocated once, whatever the model, belongs to no plan.
+    tiny = GPT2Config(n_layer=1, n_embd=8, n_head=1, n_ctx=8, vocab_size=8, eos_token_id=None)
+    with tempfile.TemporaryDirectory() as folder:
+        GPT2.from_config(tiny, device="cpu", precision=job.precision).save_pretrained(folder)
+        with load(Path(folder)) as first:
+            first.generate([0], max_new_tokens=1, temperature=0.0)
     before = own_bytes()
-    model = GPT2.from_pretrained(
-        job.folder / COMMON,
-        device="cpu",
-        precision=job.precision,
-        threads=job.threads,
-        max_batch=job.batch,
-    )
+    model = load(job.folder / COMMON)
     loaded = own_bytes()
     fill(model._running(), job)
     plan = model.plan()

@@ -79,8 +79,8 @@ def _memory(rows: list[dict[str, Any]]) -> list[str]:
         ]
         lines.append(row(cells))
     about = (
-        "Taken: anonymous memory of a process from before the model until the caches of all its "
-        "sequences were full; Python's own objects and thread stacks are in it."
+        "Taken: anonymous memory of a process, which had loaded and closed a tiny model, from "
+        "before this one until the caches of all its sequences were full and every token scored."
     )
     return [*lines, "", about]
 

@@ -12,10 +12,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from threading import Timer
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TUNING_TOKENS, TUNING_RUNS = 16, 2
 HOPELESS = 3.0  # a setting this many times slower than another is not tried again
 BUSY = 0.06  # share of the machine that others may take before a reader is warned
+PATIENCE_SECONDS = 300.0  # for one generation: bfloat16 without its instructions can take hours
 PAUSE_SECONDS = 0.2  # threads of the last engine stop spinning
 
 
@@ -63,15 +66,18 @@ class Worker:
         """Send one command and wait for its answer.
 
         Raises:
-            EngineError: the engine failed, or its process ended.
+            EngineError: the engine failed, took too long to generate, or its process ended.
         """
         source, target = _pipes(self.process)
-        try:
-            target.write(json.dumps(command) + "\n")
-            target.flush()
-            line = source.readline()
-        except BrokenPipeError:
-            line = ""
+        with patience(self.process, limited=command["do"] == "generate") as timer:
+            try:
+                target.write(json.dumps(command) + "\n")
+                target.flush()
+                line = source.readline()
+            except BrokenPipeError:
+                line = ""
+        if not line and timer.ended:
+            raise EngineError(f"{self.engine}: took longer than {PATIENCE_SECONDS:g} s, given up")
         if not line:
             raise EngineError(f"{self.engine}: its process ended, status {self.process.wait()}")
         reply: dict[str, Any] = json.loads(line)
@@ -109,6 +115,31 @@ class Worker:
     def __exit__(self, *error: object) -> None:
         """Close."""
         self.close()
+
+
+@contextmanager
+def patience(process: subprocess.Popen[str], *, limited: bool = True) -> Iterator[_Patience]:
+    """Kill a process that takes longer than anybody would wait."""
+    timer = _Patience(process)
+    if limited:
+        timer.start()
+    try:
+        yield timer
+    finally:
+        timer.cancel()
+
+
+class _Patience(Timer):
+    """Knows afterwards whether it had to kill."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        super().__init__(PATIENCE_SECONDS, self._kill)
+        self.daemon = True
+        self.process, self.ended = process, False
+
+    def _kill(self) -> None:
+        self.ended = True
+        self.process.kill()
 
 
 def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:

@@ -22,6 +22,7 @@ from benchmarks.turns import (
     Worker,
     environment,
     loaded,
+    patience,
     play,
     prepare,
     progress,
@@ -189,11 +190,12 @@ def _starts(
     seen: dict[str, list[dict[str, float]]] = {engine: [] for engine in settings}
     for number in range(plan.rounds + 1):
         progress(f"{job.precision}: cold start {number} of {plan.rounds}")
-        for engine, setting in settings.items():
+        for engine in list(seen):
             try:
-                figures_of = start(engine, replace(job, batch=1), setting)
+                figures_of = start(engine, replace(job, batch=1), settings[engine])
             except EngineError as error:
                 left_out[f"{engine}, cold start"] = last_line(str(error))
+                del seen[engine]
                 continue
             if number:
                 seen[engine].append(figures_of)
@@ -229,9 +231,12 @@ def start(engine: str, job: Job, setting: str, context: int = 32) -> dict[str, f
     ) as process:
         if process.stdout is None:
             raise RuntimeError("the process has no pipe")
-        token = process.stdout.readline()
-        took = time.perf_counter() - begin
-        rest = process.stdout.readline()
+        with patience(process) as timer:
+            token = process.stdout.readline()
+            took = time.perf_counter() - begin
+            rest = process.stdout.readline()
+    if timer.ended:
+        raise EngineError(f"{engine}: took longer than {timer.interval:g} s, given up")
     if process.returncode or not token or not rest:
         raise EngineError(f"{engine}: its process ended early, status {process.returncode}")
     figures_of: dict[str, float] = json.loads(rest)
