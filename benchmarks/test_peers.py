@@ -19,16 +19,14 @@ from gpt2_fast import GPT2Config
 
 SMALL = GPT2Config(n_layer=2, n_embd=64, n_head=2, n_ctx=64, vocab_size=512, eos_token_id=None)
 #: Of logits, root mean square against float64, in units of theirs: what a precision may cost. A
-#: matrix that is transposed or in the wrong place costs more than 1.
-ERROR = {"fp32": 2e-3, "bf16": 0.03, "int8": 0.2, "int4": 0.6}
-#: Compiling takes half a minute, and bfloat16 takes the same paths as float32.
-SLOW = {
-    ("transformers_compiled", "fp32"),
-    ("transformers_compiled", "bf16"),
-    ("transformers", "bf16"),
-}
+#: matrix that is transposed or in the wrong place costs more than 1. llama.cpp looks its GELU up in
+#: a table of float16.
+ERROR = {"fp32": 2e-5, "bf16": 0.03, "int8": 0.2, "int4": 0.6}
+ERROR_OF = {("llama_cpp", "fp32"): 2e-3}
+#: Compiling takes half a minute; transformers takes seconds to import, and test_compare.py runs it.
+SLOW = {"transformers", "transformers_compiled"}
 PAIRS = [
-    pytest.param(name, precision, marks=[pytest.mark.slow] * ((name, precision) in SLOW))
+    pytest.param(name, precision, marks=[pytest.mark.slow] * (name in SLOW))
     for name in peers.MODULES
     for precision in peers.find(name).PRECISIONS
 ]
@@ -48,7 +46,7 @@ def running(name: str, precision: str, folder: Path) -> Iterator[Worker]:
     reason = peers.missing(name, precision)
     if reason:
         pytest.skip(f"{name}: {reason}")
-    job = Job(Shape.of(SMALL), precision, 2, 3, folder)
+    job = Job(Shape.of(SMALL), precision, 1, 3, folder)
     prepare(name, job)
     with loaded(name, job) as worker:
         yield worker
@@ -81,7 +79,7 @@ def test_computes_the_same_model(name: str, precision: str, folder: Path, ours: 
             worker.ask(do="use", setting=setting)
             row = np.asarray(logits(worker)(prompts[0]))
             error = np.sqrt(np.mean((row - truth) ** 2) / np.mean(truth**2))
-            assert error < ERROR[precision], setting
+            assert error < ERROR_OF.get((name, precision), ERROR[precision]), setting
             run = worker.ask(do="generate", prompts=prompts, new=12)
             assert [len(tokens) for tokens in run["tokens"]] == [12] * 3
             assert 0 < run["first"] < run["total"]
