@@ -69,9 +69,10 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _logits(*workers: Worker) -> list[agreement.Logits]:
-    return [
-        lambda tokens, w=worker: w.ask(do="logits", tokens=tokens)["logits"] for worker in workers
-    ]
+    def of(worker: Worker) -> agreement.Logits:
+        return lambda tokens: worker.ask(do="logits", tokens=tokens)["logits"]
+
+    return [of(worker) for worker in workers]
 
 
 def summary(

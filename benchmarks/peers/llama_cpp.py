@@ -34,7 +34,7 @@ PRECISIONS = {
 }
 #: File types of llama.h for each precision, by the word that a setting ends with. Of Q4_0 there
 #: are two: all of it, and with the head in Q6_K, which is what its own tool makes.
-_FILES = {
+_FILES: dict[str, dict[str, str | None]] = {
     "fp32": {"F32": None},
     "bf16": {"BF16": "LLAMA_FTYPE_MOSTLY_BF16"},
     "int8": {"Q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0"},

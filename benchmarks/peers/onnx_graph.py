@@ -111,7 +111,7 @@ class _Graph:
         ]
         for layer in range(shape.n_layer):
             for part in ("key", "value"):
-                sizes = ["batch", shape.n_head, "length", shape.head_size]
+                sizes: list[str | int | None] = ["batch", shape.n_head, "length", shape.head_size]
                 for side, ends in (("past", inputs), ("present", outputs)):
                     name = f"{side}.{layer}.{part}"
                     ends.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes))

@@ -35,8 +35,8 @@ def prepare(job: Job) -> None:
 def _backends() -> list[str]:
     import torch
 
-    offered = torch.backends.quantized.supported_engines
-    found = [name for name in ("x86", "onednn") if name in offered]
+    offered: list[str] = torch.backends.quantized.supported_engines
+    found: list[str] = [name for name in ("x86", "onednn") if name in offered]
     return found or [name for name in ("qnnpack",) if name in offered]
 
 
