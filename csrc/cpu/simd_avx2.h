@@ -20,6 +20,10 @@ struct M {
 constexpr int kTileRows = 6;
 constexpr int kTilePanelsOne = 4;
 constexpr int kTilePanels = 1;
+constexpr int kDotRows = 6;
+constexpr int kDotPanelsOne = 1;
+constexpr int kDotPanels = 1;
+constexpr bool kDot16 = true;
 
 inline __m256i first8(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -142,6 +146,76 @@ inline F dot_pair(F acc, U a, U b) {
   acc = ffma(as_f(uand(a, upper)), as_f(uand(b, upper)), acc);
   return ffma(as_f(ushl<16>(a)), as_f(ushl<16>(b)), acc);
 }
+
+inline void store_bytes(uint8_t* p, U a) {
+  const __m256i byte = _mm256_set1_epi32(0xFF);
+  const __m256i shorts = _mm256_packus_epi32(_mm256_and_si256(a.lo, byte),
+                                             _mm256_and_si256(a.hi, byte));  // lo0 hi0 lo1 hi1
+  const __m256i in_order = _mm256_permute4x64_epi64(shorts, 0xD8);
+  _mm_storeu_si128((__m128i*)p, _mm_packus_epi16(_mm256_castsi256_si128(in_order),
+                                                 _mm256_extracti128_si256(in_order, 1)));
+}
+
+// Eight outputs at a time; with bytes on both sides the pairs of _mm256_maddubs_epi16 would
+// saturate, so 8-bit weights are widened and activations are stored wide.
+template <int R>
+[[gnu::always_inline]] inline void dot_bytes_half(const uint8_t* w, const uint32_t* x,
+                                                  int64_t x_row, __m256i (&out)[R]) {
+  __m256i low[R], high[R];
+  for (int r = 0; r < R; ++r) low[r] = high[r] = _mm256_setzero_si256();
+  for (int s = 0; s < 16; ++s) {
+    const __m256i v = _mm256_loadu_si256((const __m256i*)(w + s * 64));
+    const __m256i v0 = _mm256_unpacklo_epi8(v, _mm256_setzero_si256());
+    const __m256i v1 = _mm256_unpackhi_epi8(v, _mm256_setzero_si256());
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      long long pair;
+      __builtin_memcpy(&pair, x + r * x_row + 2 * s, sizeof pair);
+      const __m256i xs = _mm256_set1_epi64x(pair);
+      low[r] = _mm256_add_epi32(low[r], _mm256_madd_epi16(v0, xs));
+      high[r] = _mm256_add_epi32(high[r], _mm256_madd_epi16(v1, xs));
+    }
+  }
+  for (int r = 0; r < R; ++r) out[r] = _mm256_hadd_epi32(low[r], high[r]);
+}
+
+template <int R>
+[[gnu::always_inline]] inline void dot_nibbles_half(const uint8_t* w, const uint32_t* x,
+                                                    int64_t x_row, __m256i (&out)[R]) {
+  const __m256i mask = _mm256_set1_epi8(15);
+  __m256i sums[R];  // 16-bit: sixteen products of at most 15 * 127 stay below 2^15
+  for (int r = 0; r < R; ++r) sums[r] = _mm256_setzero_si256();
+#pragma GCC unroll 4
+  for (int s = 0; s < 4; ++s) {
+    const __m256i v = _mm256_loadu_si256((const __m256i*)(w + s * 64));
+    const __m256i low = _mm256_and_si256(v, mask);
+    const __m256i high = _mm256_and_si256(_mm256_srli_epi32(v, 4), mask);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const __m256i x0 = _mm256_set1_epi32(static_cast<int>(x[r * x_row + 2 * s]));
+      const __m256i x1 = _mm256_set1_epi32(static_cast<int>(x[r * x_row + 2 * s + 1]));
+      sums[r] = _mm256_add_epi16(sums[r], _mm256_maddubs_epi16(low, x0));
+      sums[r] = _mm256_add_epi16(sums[r], _mm256_maddubs_epi16(high, x1));
+    }
+  }
+  for (int r = 0; r < R; ++r) out[r] = _mm256_madd_epi16(sums[r], _mm256_set1_epi16(1));
+}
+
+#define GPT2F_DOT(name, panel_bytes)                                                          \
+  template <int R, int N>                                                                     \
+  [[gnu::always_inline]] inline void name(const uint8_t* w, const uint32_t* x, int64_t x_row, \
+                                          U(&out)[R][N]) {                                    \
+    for (int n = 0; n < N; ++n) {                                                             \
+      __m256i half[R];                                                                        \
+      name##_half<R>(w + n * panel_bytes, x, x_row, half);                                    \
+      for (int r = 0; r < R; ++r) out[r][n].lo = _mm256_add_epi32(out[r][n].lo, half[r]);     \
+      name##_half<R>(w + n * panel_bytes + 32, x, x_row, half);                               \
+      for (int r = 0; r < R; ++r) out[r][n].hi = _mm256_add_epi32(out[r][n].hi, half[r]);     \
+    }                                                                                         \
+  }
+GPT2F_DOT(dot_bytes, 1024)
+GPT2F_DOT(dot_nibbles, 256)
+#undef GPT2F_DOT
 
 inline void lanes(F a, float out[16]) { fstore(out, a); }
 
