@@ -99,8 +99,10 @@ void product_group(const gpt2f::PackedLinear& linear, int64_t group, int from, i
   const int64_t steps = S::count(linear.inputs), left = linear.panels() - group;
   const int64_t panels = left < gpt2f::kGroupPanels ? left : gpt2f::kGroupPanels;
   const uint32_t* const words = linear.words + group * S::kPanelWords * steps;
-  for (int64_t s0 = 0; s0 < steps; s0 += S::kBlock) {
-    const int64_t count = steps - s0 < S::kBlock ? steps - s0 : S::kBlock;
+  // With few rows memory sets the pace: panels of a step lie behind each other.
+  const int64_t block = S::kQuantized && rows > 1 && rows <= 2 * kRows ? 1 : S::kBlock;
+  for (int64_t s0 = 0; s0 < steps; s0 += block) {
+    const int64_t count = steps - s0 < block ? steps - s0 : block;
     const Block b{words + s0 * panels * S::kPanelWords, panels, count, s0 == 0, sums};
     int64_t tiles = (rows + kRows - 1) / kRows;
     for (int64_t row = 0; row < rows; --tiles) {

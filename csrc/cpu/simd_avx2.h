@@ -21,7 +21,7 @@ constexpr int kTileRows = 6;
 constexpr int kTilePanelsOne = 4;
 constexpr int kTilePanels = 1;
 constexpr int kDotRows = 6;
-constexpr int kDotPanelsOne = 1;
+constexpr int kDotPanelsOne = 4;
 constexpr int kDotPanels = 1;
 constexpr bool kDot16 = true;
 
@@ -156,61 +156,102 @@ inline void store_bytes(uint8_t* p, U a) {
                                                  _mm256_extracti128_si256(in_order, 1)));
 }
 
-// Eight outputs at a time; with bytes on both sides the pairs of _mm256_maddubs_epi16 would
-// saturate, so 8-bit weights are widened and activations are stored wide.
-template <int R>
-[[gnu::always_inline]] inline void dot_bytes_half(const uint8_t* w, const uint32_t* x,
-                                                  int64_t x_row, __m256i (&out)[R]) {
-  __m256i low[R], high[R];
-  for (int r = 0; r < R; ++r) low[r] = high[r] = _mm256_setzero_si256();
+// sum += x, written out: GCC regroups sums of integers until it runs out of registers.
+inline void add_to32(__m256i& sum, __m256i x) { asm("vpaddd %1, %0, %0" : "+x"(sum) : "x"(x)); }
+inline void add_to16(__m256i& sum, __m256i x) { asm("vpaddw %1, %0, %0" : "+x"(sum) : "x"(x)); }
+
+// H times eight outputs of a panel. With bytes on both sides the pairs of _mm256_maddubs_epi16
+// would saturate, so 8-bit weights are widened and activations are stored wide. Loops over arrays
+// of registers are unrolled by order: GCC keeps them in memory otherwise.
+template <int R, int H>
+[[gnu::always_inline]] inline void dot_bytes_part(const uint8_t* w, const uint32_t* x,
+                                                  int64_t x_row, __m256i (&out)[H][R]) {
+  __m256i low[H][R], high[H][R];
+#pragma GCC unroll 2
+  for (int h = 0; h < H; ++h) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) low[h][r] = high[h][r] = _mm256_setzero_si256();
+  }
+#pragma GCC unroll 1
   for (int s = 0; s < 16; ++s) {
-    const __m256i v = _mm256_loadu_si256((const __m256i*)(w + s * 64));
-    const __m256i v0 = _mm256_unpacklo_epi8(v, _mm256_setzero_si256());
-    const __m256i v1 = _mm256_unpackhi_epi8(v, _mm256_setzero_si256());
+    __m256i v0[H], v1[H];
+#pragma GCC unroll 2
+    for (int h = 0; h < H; ++h) {
+      const __m256i v = _mm256_loadu_si256((const __m256i*)(w + s * 64 + h * 32));
+      v0[h] = _mm256_unpacklo_epi8(v, _mm256_setzero_si256());
+      v1[h] = _mm256_unpackhi_epi8(v, _mm256_setzero_si256());
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      long long pair;
-      __builtin_memcpy(&pair, x + r * x_row + 2 * s, sizeof pair);
-      const __m256i xs = _mm256_set1_epi64x(pair);
-      low[r] = _mm256_add_epi32(low[r], _mm256_madd_epi16(v0, xs));
-      high[r] = _mm256_add_epi32(high[r], _mm256_madd_epi16(v1, xs));
+      const __m256i xs = _mm256_castpd_si256(
+          _mm256_broadcast_sd(reinterpret_cast<const double*>(x + r * x_row + 2 * s)));
+#pragma GCC unroll 2
+      for (int h = 0; h < H; ++h) {
+        add_to32(low[h][r], _mm256_madd_epi16(v0[h], xs));
+        add_to32(high[h][r], _mm256_madd_epi16(v1[h], xs));
+      }
     }
   }
-  for (int r = 0; r < R; ++r) out[r] = _mm256_hadd_epi32(low[r], high[r]);
+#pragma GCC unroll 2
+  for (int h = 0; h < H; ++h) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) out[h][r] = _mm256_hadd_epi32(low[h][r], high[h][r]);
+  }
 }
 
-template <int R>
-[[gnu::always_inline]] inline void dot_nibbles_half(const uint8_t* w, const uint32_t* x,
-                                                    int64_t x_row, __m256i (&out)[R]) {
+template <int R, int H>
+[[gnu::always_inline]] inline void dot_nibbles_part(const uint8_t* w, const uint32_t* x,
+                                                    int64_t x_row, __m256i (&out)[H][R]) {
   const __m256i mask = _mm256_set1_epi8(15);
-  __m256i sums[R];  // 16-bit: sixteen products of at most 15 * 127 stay below 2^15
-  for (int r = 0; r < R; ++r) sums[r] = _mm256_setzero_si256();
-#pragma GCC unroll 4
+  __m256i sums[H][R];  // 16-bit: sixteen products of at most 15 * 127 stay below 2^15
+#pragma GCC unroll 2
+  for (int h = 0; h < H; ++h) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) sums[h][r] = _mm256_setzero_si256();
+  }
+#pragma GCC unroll 1
   for (int s = 0; s < 4; ++s) {
-    const __m256i v = _mm256_loadu_si256((const __m256i*)(w + s * 64));
-    const __m256i low = _mm256_and_si256(v, mask);
-    const __m256i high = _mm256_and_si256(_mm256_srli_epi32(v, 4), mask);
+    __m256i low[H], high[H];
+#pragma GCC unroll 2
+    for (int h = 0; h < H; ++h) {
+      const __m256i v = _mm256_loadu_si256((const __m256i*)(w + s * 64 + h * 32));
+      low[h] = _mm256_and_si256(v, mask);
+      high[h] = _mm256_and_si256(_mm256_srli_epi32(v, 4), mask);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const __m256i x0 = _mm256_set1_epi32(static_cast<int>(x[r * x_row + 2 * s]));
       const __m256i x1 = _mm256_set1_epi32(static_cast<int>(x[r * x_row + 2 * s + 1]));
-      sums[r] = _mm256_add_epi16(sums[r], _mm256_maddubs_epi16(low, x0));
-      sums[r] = _mm256_add_epi16(sums[r], _mm256_maddubs_epi16(high, x1));
+#pragma GCC unroll 2
+      for (int h = 0; h < H; ++h) {
+        add_to16(sums[h][r], _mm256_maddubs_epi16(low[h], x0));
+        add_to16(sums[h][r], _mm256_maddubs_epi16(high[h], x1));
+      }
     }
   }
-  for (int r = 0; r < R; ++r) out[r] = _mm256_madd_epi16(sums[r], _mm256_set1_epi16(1));
+#pragma GCC unroll 2
+  for (int h = 0; h < H; ++h) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) out[h][r] = _mm256_madd_epi16(sums[h][r], _mm256_set1_epi16(1));
+  }
 }
 
+// Few rows take whole panels at once; what many rows need would not fit the registers.
 #define GPT2F_DOT(name, panel_bytes)                                                          \
   template <int R, int N>                                                                     \
   [[gnu::always_inline]] inline void name(const uint8_t* w, const uint32_t* x, int64_t x_row, \
                                           U(&out)[R][N]) {                                    \
-    for (int n = 0; n < N; ++n) {                                                             \
-      __m256i half[R];                                                                        \
-      name##_half<R>(w + n * panel_bytes, x, x_row, half);                                    \
-      for (int r = 0; r < R; ++r) out[r][n].lo = _mm256_add_epi32(out[r][n].lo, half[r]);     \
-      name##_half<R>(w + n * panel_bytes + 32, x, x_row, half);                               \
-      for (int r = 0; r < R; ++r) out[r][n].hi = _mm256_add_epi32(out[r][n].hi, half[r]);     \
+    constexpr int kHalves = R <= 2 ? 2 : 1;                                                   \
+    _Pragma("GCC unroll 8") for (int n = 0; n < N; ++n) {                                     \
+      __m256i half[2 / kHalves][kHalves][R];                                                  \
+      name##_part<R, kHalves>(w + n * panel_bytes, x, x_row, half[0]);                        \
+      if constexpr (kHalves == 1) {                                                           \
+        name##_part<R, kHalves>(w + n * panel_bytes + 32, x, x_row, half[1]);                 \
+      }                                                                                       \
+      const __m256i* const lo = half[0][0];                                                   \
+      const __m256i* const hi = lo + R;                                                       \
+      _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) out[r][n] =                         \
+          uadd(out[r][n], {lo[r], hi[r]});                                                    \
     }                                                                                         \
   }
 GPT2F_DOT(dot_bytes, 1024)

@@ -17,7 +17,7 @@ constexpr int kTilePanelsOne = 4; // panels beside one row
 constexpr int kTilePanels = 4;    // panels beside several rows
 // The same for integer products, which hold the sums of a group beside the sums of the row.
 constexpr int kDotRows = 6;
-constexpr int kDotPanelsOne = 2;
+constexpr int kDotPanelsOne = 4;
 constexpr int kDotPanels = 2;
 #if defined(__AVX512VNNI__)
 constexpr bool kDot16 = false;  // activations beside 8-bit weights are bytes, or 16 bits wide
@@ -104,6 +104,14 @@ inline void store_bytes(uint8_t* p, U a) {  // low bytes of the words
   _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(a));
 }
 
+// A sum that GCC is to keep in one register, in the order written: it regroups sums of integers
+// until it runs out of registers.
+inline void hold([[maybe_unused]] U& sum) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(sum));
+#endif
+}
+
 #if !defined(__AVX512VNNI__)
 // Sums of neighbours of a, then of b, within each 128 bits: the four sums of outputs in order.
 inline U add_neighbours(U a, U b) {
@@ -118,6 +126,17 @@ template <int R, int N>
 [[gnu::always_inline]] inline void dot_bytes(const uint8_t* w, const uint32_t* x, int64_t x_row,
                                              U (&out)[R][N]) {
 #if defined(__AVX512VNNI__)
+  if constexpr (R == 1) {  // in the order of memory
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) {
+#pragma GCC unroll 16
+      for (int s = 0; s < 16; ++s) {
+        const U panel = _mm512_loadu_si512(w + n * 1024 + s * 64);
+        out[0][n] = _mm512_dpbusd_epi32(out[0][n], panel, uset(x[s]));
+      }
+    }
+    return;
+  }
   for (int s = 0; s < 16; ++s) {
     U panel[N];
 #pragma GCC unroll 8
@@ -126,12 +145,17 @@ template <int R, int N>
     for (int r = 0; r < R; ++r) {
       const U xs = uset(x[r * x_row + s]);
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) out[r][n] = _mm512_dpbusd_epi32(out[r][n], panel[n], xs);
+      for (int n = 0; n < N; ++n) {
+        out[r][n] = _mm512_dpbusd_epi32(out[r][n], panel[n], xs);
+        hold(out[r][n]);
+      }
     }
   }
 #else
+#pragma GCC unroll 8
   for (int n = 0; n < N; ++n) {
     U low[R], high[R];
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) low[r] = high[r] = uset(0);
     for (int s = 0; s < 16; ++s) {
       const U v = _mm512_loadu_si512(w + n * 1024 + s * 64);
@@ -143,6 +167,8 @@ template <int R, int N>
         const U xs = _mm512_set1_epi64(pair);
         low[r] = uadd(low[r], _mm512_madd_epi16(v0, xs));
         high[r] = uadd(high[r], _mm512_madd_epi16(v1, xs));
+        hold(low[r]);
+        hold(high[r]);
       }
     }
 #pragma GCC unroll 8
@@ -159,7 +185,9 @@ template <int R, int N>
   const U mask = uset(0x0F0F0F0Fu);
 #if !defined(__AVX512VNNI__)
   U sums[R][N];  // 16-bit: sixteen products of at most 15 * 127 stay below 2^15
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
     for (int n = 0; n < N; ++n) sums[r][n] = uset(0);
   }
 #endif
@@ -179,15 +207,19 @@ template <int R, int N>
 #if defined(__AVX512VNNI__)
         out[r][n] = _mm512_dpbusd_epi32(out[r][n], low[n], x0);
         out[r][n] = _mm512_dpbusd_epi32(out[r][n], high[n], x1);
+        hold(out[r][n]);
 #else
         sums[r][n] = _mm512_add_epi16(sums[r][n], _mm512_maddubs_epi16(low[n], x0));
         sums[r][n] = _mm512_add_epi16(sums[r][n], _mm512_maddubs_epi16(high[n], x1));
+        hold(sums[r][n]);
 #endif
       }
     }
   }
 #if !defined(__AVX512VNNI__)
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
       out[r][n] = uadd(out[r][n], _mm512_madd_epi16(sums[r][n], _mm512_set1_epi16(1)));
     }
