@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FLAGS = ["-std=c++20", "-O1", "-ffp-contract=off", "-fno-math-errno", "-fno-strict-aliasing"]
+FLAGS = ["-std=c++20", "-O0", "-ffp-contract=off", "-fno-math-errno", "-fno-strict-aliasing"]
 CROSS = "aarch64-linux-gnu-g++"
 EMULATOR = "qemu-aarch64"
 #: Products, layer norm, GELU and attention in two precisions, each quantised one packed and with
