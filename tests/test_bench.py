@@ -221,7 +221,7 @@ def test_ops_are_timed_by_the_kernels_they_run(monkeypatch: pytest.MonkeyPatch) 
 
     def kernels_of(function: Any) -> list[tuple[str, float, float]]:
         assert len(function()) == bench_ops.CALLS
-        return [("a", 0.0, 100.0), ("b", 200.0, 300.0)]
+        return [("b", 200.0, 280.0), ("a", 0.0, 100.0), ("c", 240.0, 300.0), ("d", 250.0, 260.0)]
 
     found = bench_ops.time_ops(SMALL, CPU, "bf16", kernels_of)
     assert {entry["gpt2_fast_us"] for entry in found} == {200 / bench_ops.CALLS}
