@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from . import ops, reference
+from .bench_report import busy_time
 from .bench_torch import DTYPES
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ def time_ops(
             function(*mine)  # loads it
             going = cycle(_turns(case, mine))
             kernels = kernels_of(lambda f=function, g=going: [f(*next(g)) for _ in range(CALLS)])  # type: ignore[misc]
-            entry[f"{name}_us"] = sum(stop - start for _, start, stop in kernels) / CALLS
+            entry[f"{name}_us"] = busy_time(kernels) / CALLS
         read = [a for a in given if case.op != "embed" or not isinstance(a, torch.Tensor)]
         moved = _nbytes(read) + _nbytes(_first(getattr(ops, case.op)(*given)))
         entry["bytes"] = moved

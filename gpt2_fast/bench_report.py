@@ -33,6 +33,15 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
+def busy_time(kernels: Iterable[Kernel]) -> float:
+    """Microseconds in which at least one kernel ran: they may overlap (programmatic launch)."""
+    total, until = 0.0, float("-inf")
+    for _, start, stop in sorted(kernels, key=lambda kernel: kernel[1]):
+        total += max(0.0, stop - max(start, until))
+        until = max(until, stop)
+    return total
+
+
 def stages_of(kernels: Iterable[Kernel]) -> list[tuple[str, float, float]]:
     """Stage of each kernel, its own microseconds, and those from the end of the one before it.
 

@@ -7,6 +7,7 @@ no copy to the host before the last token.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -230,13 +231,17 @@ class TransformersRunner:
         if unexpected or any(not name.endswith("attn.bias") for name in missing):
             raise RuntimeError(f"transformers: missing {missing}, unexpected {unexpected}")
         self._model: Any = model.eval()
+        self._new_cache: Any = transformers.DynamicCache
         self._cache: Any = None
+        # Its name since 5.24; the older one warns there.
+        taken = inspect.signature(model.forward).parameters
+        self._cache_name = "cache" if "cache" in taken else "past_key_values"
         self._tokens = torch.empty(0)
 
     def begin(self, batch: int, position: int) -> None:
         """See `Runner`."""
         ids = torch.tensor(random_tokens(self._config, batch, position + 1), device=self._device)
-        self._cache, self._tokens = None, ids[:, :-1]
+        self._cache, self._tokens = self._new_cache(), ids[:, :-1]
         with torch.inference_mode():
             self._forward()
         self._tokens = ids[:, -1:]
@@ -257,7 +262,8 @@ class TransformersRunner:
 
     def logits(self, tokens: list[int]) -> Row:
         """See `Runner`."""
-        self._cache, self._tokens = None, torch.tensor([tokens], device=self._device)
+        self._cache = self._new_cache()
+        self._tokens = torch.tensor([tokens], device=self._device)
         with torch.inference_mode():
             row: Row = self._forward()[0, -1].float().cpu().numpy()
         return row
@@ -267,11 +273,8 @@ class TransformersRunner:
         self._model = self._cache = None
 
     def _forward(self) -> Tensor:
-        out = self._model(
-            self._tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=1
-        )
-        self._cache = out.past_key_values
-        made: Tensor = out.logits
+        given = {self._cache_name: self._cache, "use_cache": True, "logits_to_keep": 1}
+        made: Tensor = self._model(self._tokens, **given).logits
         return made
 
 

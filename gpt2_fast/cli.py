@@ -191,7 +191,7 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
         "--precision",
         default="bf16",
         metavar="P",
-        help="fp32, bf16; on CUDA bf16, fp16, int8, int4",
+        help="fp32, bf16, int8, int4; on CUDA bf16, fp16, int8, int4",
     )
     add("--threads", type=int, metavar="N", help="processor threads (all this process may use)")
     add("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:1 (auto)")

@@ -10,7 +10,7 @@ from . import _C
 from .errors import DeviceError, ParameterError
 
 #: Precisions of each kind of device.
-PRECISIONS = {"cpu": ("fp32", "bf16"), "cuda": ("bf16", "fp16", "int8", "int4")}
+PRECISIONS = {"cpu": ("fp32", "bf16", "int8", "int4"), "cuda": ("bf16", "fp16", "int8", "int4")}
 
 _NAME = re.compile(r"(auto|cpu|cuda)(?::([0-9]{1,4}))?\Z")
 
@@ -38,7 +38,8 @@ def choose(device: str, precision: str) -> Device:
     Args:
         device: "cpu", "cuda", "cuda:1", or "auto": CUDA where this build has its kernels, a device
             answers and it computes in `precision`, else the CPU.
-        precision: "fp32" and "bf16" on the CPU; "bf16", "fp16", "int8" and "int4" on CUDA.
+        precision: "fp32", "bf16", "int8" and "int4" on the CPU; "bf16", "fp16", "int8" and "int4"
+            on CUDA.
 
     Raises:
         ParameterError: no such device name or precision, or one that is not for the other.

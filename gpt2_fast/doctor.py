@@ -6,7 +6,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from . import terminal
-from .config import PUBLISHED, GPT2Config
+from .bench_bytes import step_bytes
+from .config import PUBLISHED
+from .device import PRECISIONS
 
 if TYPE_CHECKING:
     from .kernel_check import Case
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
 _READ_BYTES = 512 << 20  # more than the caches of common processors hold
 _READ_REPEATS = 8
 _CONTEXT = 512  # tokens a predicted decode step attends to
-_ELEMENT_BYTES = {"fp32": 4, "bf16": 2}
 
 
 def examine(cases: list[Case] | None = None) -> dict[str, Any]:
@@ -46,19 +47,6 @@ def examine(cases: list[Case] | None = None) -> dict[str, Any]:
     }
 
 
-def bytes_per_token(config: GPT2Config, precision: str, context: int) -> int:
-    """Bytes a decode step has to read: every weight once, and the keys and values of `context`.
-
-    Of the two embedding tables only the head, when it is the token embedding, is read whole.
-    """
-    size = _ELEMENT_BYTES[precision]
-    tables = config.n_ctx * config.n_embd
-    if not config.tie_word_embeddings:
-        tables += config.vocab_size * config.n_embd
-    cache = 2 * config.n_layer * config.n_embd * context
-    return (config.parameters - tables + cache) * size
-
-
 def predictions(bandwidth: float, memory: int) -> list[dict[str, Any]]:
     """Tokens a second at batch 1 that reading alone allows, and whether the model fits.
 
@@ -70,9 +58,9 @@ def predictions(bandwidth: float, memory: int) -> list[dict[str, Any]]:
 
     found = []
     for name, config in PUBLISHED.items():
-        for precision in _ELEMENT_BYTES:
+        for precision in PRECISIONS["cpu"]:
             needed = plan(config, precision=precision, max_batch=1).total
-            read = bytes_per_token(config, precision, _CONTEXT)
+            read = step_bytes(config, precision, _CONTEXT, 1)
             found.append(
                 {
                     "model": name,

@@ -19,7 +19,14 @@ from . import numpy_reference as reference
 from .bfloat16 import BFloat16Array, round_to_bfloat16
 from .numpy_reference import TRUTH, Arithmetic, Array
 
-_EPS = {"fp32": 2.0**-23, "bf16": 2.0**-7}
+_EPS = {"fp32": 2.0**-23, "bf16": 2.0**-7, "int8": 2.0**-7, "int4": 2.0**-7}
+#: How each precision computes; of the quantised ones only whole models are checked.
+_USUAL = {
+    "fp32": Arithmetic(np.float32),
+    "bf16": Arithmetic(np.float32, bf16=True),
+    "int8": Arithmetic(np.float32, bf16=True, group=64),
+    "int4": Arithmetic(np.float32, bf16=True, group=32),
+}
 _FACTOR = 2.0
 _WIDTHS = (100, 768, 1600)
 # temperature, top_k, top_p, min_p
@@ -107,7 +114,7 @@ def check_kernels(cases: list[Case] | None = None) -> list[Finding]:
 def _truth_and_bounds(case: Case) -> tuple[list[Array], list[float]]:
     bf16 = case.precision == "bf16"
     truth = case.expected(TRUTH)
-    usual = case.expected(Arithmetic(np.float32, bf16))
+    usual = case.expected(_USUAL[case.precision])
     if bf16:
         usual = [round_to_bfloat16(part) for part in usual]
     eps = _EPS[case.precision]
@@ -177,7 +184,7 @@ class _Data:
 
 def all_cases() -> Iterator[Case]:
     """Every op in every precision it has."""
-    for precision in _EPS:
+    for precision in ("fp32", "bf16"):
         data = _Data(precision)
         for make in (_layernorm, _add_layernorm, _gelu, _embed, _linear, _attention):
             yield from make(data)

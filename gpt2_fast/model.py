@@ -47,7 +47,9 @@ class GPT2:
         config: the shape.
         tokenizer: text to token ids and back, or None for a model without a vocabulary.
         precision: "fp32", "bf16" or "fp16", of weights, product inputs and KV cache; "int8" or
-            "int4", of weights, with all else in fp16. Sums are float32.
+            "int4", of weights in groups with a scale each: on the CPU products take 8-bit
+            activations in groups too, and the KV cache is bf16; on CUDA both are fp16. Sums are
+            float32.
         device: "cpu" or "cuda:0", "cuda:1", ...
         name: what it was loaded from.
 
@@ -112,7 +114,8 @@ class GPT2:
                 hub (gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, owner/name); or one of
                 OpenAI's releases (124M, 355M, 774M, 1558M).
             device: "cpu", "cuda", "cuda:1", or "auto" for the best this build and machine have.
-            precision: "fp32" or "bf16" on the CPU; "bf16", "fp16", "int8" or "int4" on CUDA.
+            precision: "fp32", "bf16", "int8" or "int4" on the CPU; "bf16", "fp16", "int8" or
+                "int4" on CUDA.
             threads: processor threads; None takes what affinity and container quota allow, or
                 GPT2_FAST_THREADS.
             max_batch: most sequences that run at the same time; more prompts wait their turn.

@@ -1,7 +1,9 @@
 """The kernels and the whole model in plain numpy, for `gpt2-fast doctor` where there is no torch.
 
 Everything is computed in the arithmetic asked for: float64 is the truth, float32 shows what error
-is usual. With `bf16`, what enters a product is first rounded to bfloat16, as the engine rounds it.
+is usual. With `bf16`, what enters a product is first rounded to bfloat16, as the engine rounds it;
+with `group`, what enters a product with weights is cut into groups of 8-bit integers (weights are
+given as their integers times their scales).
 Independent of `reference.py`, which is the definition of correct; tests compare the two.
 
 Shapes: B sequences, T new tokens, S cached tokens, R rows, C width, H heads, D head size,
@@ -25,10 +27,13 @@ Array: TypeAlias = "npt.NDArray[Any]"
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How to compute: a type, and whether operands of products are rounded to bfloat16."""
+    """How to compute: a type, whether operands of products are rounded to bfloat16, and how many
+    elements of a row share a scale when it meets quantised weights (0: none are quantised).
+    """
 
     dtype: type[np.floating[Any]]
     bf16: bool = False
+    group: int = 0
 
     def take(self, values: Array) -> Array:
         """`values` in this type."""
@@ -37,6 +42,25 @@ class Arithmetic:
     def operand(self, values: Array) -> Array:
         """`values` as they enter a product."""
         return self.take(round_to_bfloat16(values)) if self.bf16 else values
+
+    def rows(self, values: Array) -> Array:
+        """`values` (..., K) as they meet weights."""
+        return quantized_rows(values, self.group) if self.group else self.operand(values)
+
+    def weights(self, values: Array) -> Array:
+        """Weights as they enter a product."""
+        return values if self.group else self.operand(values)
+
+
+def quantized_rows(values: Array, group: int) -> Array:
+    """`values` (..., K) as integers of -127 ... 127 times a scale for each `group` along K."""
+    inputs = values.shape[-1]
+    padding = [(0, 0)] * (values.ndim - 1) + [(0, -inputs % group)]
+    groups = np.pad(values, padding).reshape(*values.shape[:-1], -1, group)
+    most = np.abs(groups).max(-1, keepdims=True)
+    scale = np.where(most > 0, most, 1) / values.dtype.type(127)
+    rounded: Array = np.rint(groups / scale) * scale
+    return rounded.reshape(*values.shape[:-1], -1)[..., :inputs]
 
 
 TRUTH = Arithmetic(np.float64)
@@ -60,7 +84,7 @@ def gelu(how: Arithmetic, x: Array) -> Array:
 
 def linear(how: Arithmetic, x: Array, weight: Array, bias: Array | None = None) -> Array:
     """x (..., K) times weight (N, K), plus bias (N)."""
-    out: Array = how.operand(how.take(x)) @ how.operand(how.take(weight)).T
+    out: Array = how.rows(how.take(x)) @ how.weights(how.take(weight)).T
     return out if bias is None else out + how.take(bias)
 
 
@@ -117,8 +141,10 @@ def gpt2(
         q, k, v = heads[:, None]
         scale = config.attention_scale(layer)
         mixed = attention(how, q, k, v, np.array([rows]), scale)[0].transpose(1, 0, 2)
-        x = x + project(mixed.reshape(rows, -1), h + "attn.c_proj")
-        x = x + project(gelu(how, project(norm(h + "ln_2"), h + "mlp.c_fc")), h + "mlp.c_proj")
+        # What stages hand on is rounded, whatever the product then makes of it.
+        x = x + project(how.operand(mixed.reshape(rows, -1)), h + "attn.c_proj")
+        inner = gelu(how, project(norm(h + "ln_2"), h + "mlp.c_fc"))
+        x = x + project(how.operand(inner), h + "mlp.c_proj")
     return linear(how, norm("ln_f"), p.get("lm_head.weight", p["wte.weight"]))
 
 

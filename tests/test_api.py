@@ -56,7 +56,7 @@ def test_prompts_and_arguments_reach_the_model(tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="did you mean max_new_tokens"):
         gpt2_fast.generate("a", folder, max_tokens=5)
     with pytest.raises(ParameterError, match="precision"):
-        gpt2_fast.generate("a", folder, precision="int8")
+        gpt2_fast.generate("a", folder, precision="int3")
     with pytest.raises(gpt2_fast.CheckpointError, match="no such file or folder"):
         gpt2_fast.generate("a", tmp_path / "missing")
 

@@ -26,7 +26,7 @@ from tests.bits_support import (
     some_tokens,
 )
 
-PRECISIONS = ["fp32", "bf16"]
+PRECISIONS = ["fp32", "bf16", "int8", "int4"]
 # Odd on purpose: heads of 20, a width that is no multiple of 16, a vocabulary that fills no panel.
 SMALL = GPT2Config(
     n_layer=2, n_embd=60, n_head=3, n_ctx=1024, vocab_size=131, n_inner=100, eos_token_id=None

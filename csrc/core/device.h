@@ -22,6 +22,7 @@ struct DeviceFacts {
 struct DeviceTable {
   int (*count)();  // devices that can be used; throws with the reason when the system has none
   DeviceFacts (*facts)(int index);
+  int (*capability)(int index);  // as in the facts, but quick
   Device* (*open)(int index, Precision);  // also refuses what the device cannot compute
   void (*close)(Device*);  // never throws
   void* (*stream)(Device*);

@@ -5,11 +5,11 @@
 // Letters: R rows (new tokens of all sequences together), C width, H heads, D head size, I inner
 // width, V vocabulary, K inputs and N outputs of a product, S positions a row attends to.
 //
-// Operand: rows that a product consumes, float (fp32), bfloat16 (bf16) or float16 (fp16, int8,
-// int4), with a row stride that is a multiple of KernelTable::stride_unit elements and zeros behind
-// the last one. Float rows have the same kind of stride. Products are summed in blocks of fixed
-// size along K, each block in order of k, the block sums in order: a value depends on nothing but
-// its own row and column.
+// Operand: rows that a product consumes, float (fp32), bfloat16 (bf16), float16 (fp16) or
+// KernelTable::half (int8, int4), with a row stride that is a multiple of KernelTable::stride_unit
+// elements and zeros behind the last one. Float rows have the same kind of stride. Products are
+// summed in blocks of fixed size along K, each block in order of k, the block sums in order: a
+// value depends on nothing but its own row and column.
 //
 // Pointers are the backend's: on CUDA everything an Args struct points to is device memory.
 #pragma once
@@ -25,7 +25,8 @@ namespace gpt2f {
 
 // A weight matrix in the backend's own order, KernelTable::linear_words words. On the CPU: words
 // [group][step][panel of the group][16 outputs]; a group is up to four panels, a step one operand
-// word of K, outputs padded to whole panels with zeros. On CUDA: cuda/layout.h.
+// word of K (int8, int4: cpu/quantized.inl.h), outputs padded to whole panels with zeros. On CUDA:
+// cuda/layout.h.
 struct PackedLinear {
   uint32_t* words = nullptr;
   float* bias = nullptr;  // (round_up(N, 16)), zeros behind N
@@ -33,7 +34,6 @@ struct PackedLinear {
   int64_t outputs = 0;  // N
 
   int64_t panels() const { return (outputs + kLanes - 1) / kLanes; }
-  int64_t words_per_output(Precision p) const { return gpt2f::words(p, inputs); }
 };
 
 struct LayernormParameters {
@@ -130,6 +130,7 @@ struct LinearResidualArgs {
   const void* x;  // operand (R, x_stride)
   int64_t x_stride;
   PackedLinear linear;  // K -> C
+  void* operand;  // scratch (max_rows, quantized_row_words)
   float* residual;  // (R, stride)
   int64_t stride;
   int64_t rows;
@@ -326,7 +327,10 @@ struct KernelTable {
   int64_t max_rows;  // new tokens of one step
   int64_t stride_unit;  // row strides are multiples of this many elements
   int64_t key_unit, value_unit;  // of CacheLayout
+  DType half;  // of activations, cache and position table beside int8 and int4 weights
   int64_t (*linear_words)(Precision, int64_t inputs, int64_t outputs);
+  // Words of a row that a product quantises for itself; 0 where it takes operand rows as they are.
+  int64_t (*quantized_row_words)(Precision, int64_t inputs);
   int64_t (*scratch_floats)(const ScratchShape&);  // of the scratch of all stages, per lane
   int64_t (*head_parts)(int64_t vocab);  // 0: the head knows nothing of sampling
   void (*embed)(const EmbedArgs&, const Lane&);

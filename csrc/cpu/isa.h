@@ -5,6 +5,9 @@
 
 namespace gpt2f {
 
+// pack of int8 and int4, the same for every processor.
+void pack_quantized(const PackArgs& args, const Lane& lane);
+
 const KernelTable* table_scalar();
 const KernelTable* table_avx2();
 const KernelTable* table_avx512();

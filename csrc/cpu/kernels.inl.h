@@ -4,9 +4,11 @@
 
 #include "core/kernels.h"
 #include "core/numbers.h"
+#include "cpu/isa.h"
 // clang-format off: order matters
 #include "cpu/vmath.inl.h"
 #include "cpu/operand.inl.h"
+#include "cpu/quantized.inl.h"
 #include "cpu/layernorm.inl.h"
 #include "cpu/product.inl.h"
 #include "cpu/attention.inl.h"
@@ -20,7 +22,10 @@
 namespace {
 
 inline int64_t linear_words(Precision p, int64_t inputs, int64_t outputs) {
-  return round_up(outputs, kLanes) * gpt2f::words(p, inputs);
+  const int64_t panels = round_up(outputs, kLanes) / kLanes;
+  if (p == kInt8) return panels * Steps<kInt8>::count(inputs) * Steps<kInt8>::kPanelWords;
+  if (p == kInt4) return panels * Steps<kInt4>::count(inputs) * Steps<kInt4>::kPanelWords;
+  return panels * kLanes * gpt2f::words(p, inputs);
 }
 
 inline int64_t stage_scratch_floats(const gpt2f::ScratchShape& shape) {
@@ -35,7 +40,9 @@ constexpr gpt2f::KernelTable make_table(const char* name) {
           kLanes,
           1,
           kLanes,
+          DType::kBF16,
           linear_words,
+          quantized_row_words,
           stage_scratch_floats,
           no_head_parts,
           embed,

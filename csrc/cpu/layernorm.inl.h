@@ -10,11 +10,11 @@
 
 namespace {
 
-// Reads exactly `width` floats of each input. Full lanes are stored when `padded`, so that the
-// elements between width and the row's stride become zero.
-template <typename Out>
-void layernorm_row(const float* x, const gpt2f::LayernormParameters& norm, Out* out, int64_t width,
-                   bool padded) {
+// sink(c, 16 values) for c = 0, 16 ...; reads exactly `width` floats of each input, and what lies
+// behind comes as zeros.
+template <typename Sink>
+void layernorm_row(const float* x, const gpt2f::LayernormParameters& norm, int64_t width,
+                   const Sink& sink) {
   F sum = fset(0.0f);
   for (int64_t c = 0; c < width; c += 16) sum = fadd(sum, load16(x + c, width - c));
   const float count = static_cast<float>(width);
@@ -37,30 +37,32 @@ void layernorm_row(const float* x, const gpt2f::LayernormParameters& norm, Out* 
     const int64_t n = width - c;
     const F xhat = fmul(fsub(load16(x + c, n), fset(mean)), fset(rstd));
     const F y = ffma(xhat, load16(norm.weight + c, n), load16(norm.bias + c, n));
-    if (padded) {
-      store16(out + c, fselect(first_clamped(n), y, fset(0.0f)));
-    } else {
-      store16(out + c, y, n);
-    }
+    sink(c, fselect(first_clamped(n), y, fset(0.0f)));
   }
 }
 
-// Rows `asked` (or all, when null) of the residual as operand rows, and where they are. For a few
-// rows every lane makes its own copy, which is quicker than waiting for each other; `out` holds
-// kRowBlock rows. Otherwise rows are split and the lanes meet.
+// Rows `asked` (or all, when null) of the residual as a product takes them; `out` is for kRowBlock.
 template <Precision P>
-const void* layernorm_rows(const float* residual, int64_t stride, const int32_t* asked,
-                           const gpt2f::LayernormParameters& norm, void* out, int64_t rows,
-                           int64_t width, const Lane& lane) {
-  const bool own = rows <= 4 && rows * lane.size <= gpt2f::kRowBlock;
-  Element<P>* const to = at<P>(out, own ? lane.rank * rows * stride : 0);
-  const Range mine = own ? Range{0, rows} : share(rows, 1, lane);
-  for (int64_t r = mine.begin; r < mine.end; ++r) {
-    const int64_t from = asked == nullptr ? r : asked[r];
-    layernorm_row(residual + from * stride, norm, to + r * stride, width, true);
+Operand layernorm_rows(const float* residual, int64_t stride, const int32_t* asked,
+                       const gpt2f::LayernormParameters& norm, void* out, int64_t rows,
+                       int64_t width, const Lane& lane) {
+  const int64_t row =
+      Steps<P>::kQuantized ? quantized_row_words(P, width) : stride / gpt2f::word_elements(P);
+  const Preparation todo(rows, lane);
+  uint32_t* const to = static_cast<uint32_t*>(out) + todo.first * row;
+  for (int64_t r = todo.mine.begin; r < todo.mine.end; ++r) {
+    const float* const from = residual + (asked == nullptr ? r : asked[r]) * stride;
+    if constexpr (Steps<P>::kQuantized) {
+      GroupWriter<P> writer(to + r * row);
+      layernorm_row(from, norm, width, [&](int64_t, F y) { writer.put(y); });
+      writer.finish(width);
+    } else {
+      Element<P>* const elements = at<P>(to + r * row, 0);
+      layernorm_row(from, norm, width, [&](int64_t c, F y) { store16(elements + c, y); });
+    }
   }
-  if (!own) lane.sync();
-  return to;
+  todo.meet(lane);
+  return {to, row};
 }
 
 }  // namespace

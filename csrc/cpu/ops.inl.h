@@ -20,7 +20,8 @@ void op_layernorm_of(const gpt2f::LayernormArgs& a, const Lane& lane) {
       }
       store16(row + c, value, n);
     }
-    layernorm_row(row, a.norm, at<P>(a.out, r * a.width), a.width, false);
+    Element<P>* const out = at<P>(a.out, r * a.width);
+    layernorm_row(row, a.norm, a.width, [&](int64_t c, F y) { store16(out + c, y, a.width - c); });
   }
 }
 
@@ -50,7 +51,8 @@ void op_linear_of(const gpt2f::LinearArgs& a, const Lane& lane) {
   std::atomic<int64_t> bad{INT64_MAX};
   pack_of<P>({P, a.weight, a.type, 1, a.inputs, linear, &bad}, lane);
   lane.sync();
-  product<P>(linear, a.operand, stride, a.rows, a.scratch, gpt2f::scratch_floats(0), lane,
+  const Operand x = operand_of<P>(a.operand, stride, a.rows, a.inputs, nullptr, lane);
+  product<P>(linear, x, a.rows, a.scratch, gpt2f::scratch_floats(0), lane,
              [&](int64_t row, int64_t column, F sum) {
                const int64_t n = a.outputs - column, at_out = row * a.outputs + column;
                F value = biased(linear, column, sum);

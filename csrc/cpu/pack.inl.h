@@ -37,7 +37,7 @@ inline void read_square(const gpt2f::PackArgs& a, int64_t k0, int64_t n0, float 
 template <Precision P>
 void pack_of(const gpt2f::PackArgs& a, const Lane& lane) {
   constexpr int64_t kGroup = gpt2f::kGroupPanels;
-  const int64_t steps = a.linear.words_per_output(P), panels = a.linear.panels();
+  const int64_t steps = gpt2f::words(P, a.linear.inputs), panels = a.linear.panels();
   const Range mine = share(panels, panel_unit(panels, lane), lane);
   alignas(64) float square[16][16];
   for (int64_t panel = mine.begin; panel < mine.end; ++panel) {
@@ -63,6 +63,7 @@ void pack_of(const gpt2f::PackArgs& a, const Lane& lane) {
 }
 
 inline void pack(const gpt2f::PackArgs& a, const Lane& lane) {
+  if (a.precision == kInt8 || a.precision == kInt4) return gpt2f::pack_quantized(a, lane);
   a.precision == kFp32 ? pack_of<kFp32>(a, lane) : pack_of<kBf16>(a, lane);
 }
 

@@ -1,4 +1,5 @@
 // product: sink(row, column, 16 sums) for x W^T, x operand rows, W packed in panels of 16 outputs.
+// What is done with one step along K of int8 and int4 matrices stands in quantized.inl.h.
 //
 // Layout   core/kernels.h, PackedLinear: a lane reads its groups as one contiguous stream.
 // Work     panels are split over the lanes, K never; a lane that is done helps the others; rows go
@@ -30,7 +31,7 @@ template <Precision P, int R, int N>
 
 struct Block {  // one block of K of one group of panels
   const uint32_t* w;  // its first word
-  int64_t w_step;
+  int64_t panels;  // of the group
   int64_t steps;
   bool first;
   float* sums;  // [row][64] of this group
@@ -42,17 +43,27 @@ constexpr int64_t kSumStride = kLanes * gpt2f::kGroupPanels;
 template <Precision P, int R, int N>
 [[gnu::noinline]] void product_tile(const Block& b, int panel, const uint32_t* x, int64_t x_row,
                                     int64_t row) {
+  constexpr bool kChain = Steps<P>::kQuantized;  // goes on from the sum so far
+  float* const sums = b.sums + row * kSumStride + panel * kLanes;
   F acc[R][N];
-  for (int r = 0; r < R; ++r) {
-    for (int n = 0; n < N; ++n) acc[r][n] = fset(0.0f);
-  }
-  tile<P, R, N>(b.w + panel * kLanes, b.w_step, x, x_row, b.steps, acc);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
-      float* const sum = b.sums + (row + r) * kSumStride + (panel + n) * kLanes;
-      fstore(sum, b.first ? acc[r][n] : fadd(fload(sum), acc[r][n]));
+      acc[r][n] = kChain && !b.first ? fload(sums + r * kSumStride + n * kLanes) : fset(0.0f);
+    }
+  }
+  if constexpr (Steps<P>::kQuantized) {
+    add_groups<P, R, N>(b.w, panel, b.panels, x, x_row, b.steps, acc);
+  } else {
+    tile<P, R, N>(b.w + panel * kLanes, b.panels * kLanes, x, x_row, b.steps, acc);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) {
+      float* const sum = sums + r * kSumStride + n * kLanes;
+      fstore(sum, b.first || kChain ? acc[r][n] : fadd(fload(sum), acc[r][n]));
     }
   }
 }
@@ -60,7 +71,8 @@ template <Precision P, int R, int N>
 template <Precision P, int R>
 void product_panels(const Block& b, int begin, int end, const uint32_t* x, int64_t x_row,
                     int64_t row) {
-  constexpr int kPanels = R == 1 ? kTilePanelsOne : kTilePanels;
+  constexpr int kPanels = Steps<P>::kQuantized ? (R == 1 ? kDotPanelsOne : kDotPanels)
+                                               : (R == 1 ? kTilePanelsOne : kTilePanels);
   int panel = begin;
   for (; panel + kPanels <= end; panel += kPanels) {
     product_tile<P, R, kPanels>(b, panel, x, x_row, row);
@@ -82,18 +94,21 @@ void product_rows(int rows, const Block& b, int begin, int end, const uint32_t* 
 template <Precision P>
 void product_group(const gpt2f::PackedLinear& linear, int64_t group, int from, int to,
                    const uint32_t* x, int64_t x_row, int64_t rows, float* sums) {
-  const int64_t steps = linear.words_per_output(P);
-  const int64_t block = gpt2f::kBlockElements / gpt2f::word_elements(P);
-  const int64_t left = linear.panels() - group;
-  const int64_t w_step = (left < gpt2f::kGroupPanels ? left : gpt2f::kGroupPanels) * kLanes;
-  const uint32_t* const words = linear.words + group * kLanes * steps;
+  using S = Steps<P>;
+  constexpr int kRows = S::kQuantized ? kDotRows : kTileRows;
+  const int64_t steps = S::count(linear.inputs), left = linear.panels() - group;
+  const int64_t panels = left < gpt2f::kGroupPanels ? left : gpt2f::kGroupPanels;
+  const uint32_t* const words = linear.words + group * S::kPanelWords * steps;
+  // With few rows memory sets the pace: panels of a step lie behind each other.
+  const int64_t block = S::kQuantized && rows > 1 && rows <= 2 * kRows ? 1 : S::kBlock;
   for (int64_t s0 = 0; s0 < steps; s0 += block) {
     const int64_t count = steps - s0 < block ? steps - s0 : block;
-    const Block b{words + s0 * w_step, w_step, count, s0 == 0, sums};
-    int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+    const Block b{words + s0 * panels * S::kPanelWords, panels, count, s0 == 0, sums};
+    int64_t tiles = (rows + kRows - 1) / kRows;
     for (int64_t row = 0; row < rows; --tiles) {
       const int take = static_cast<int>((rows - row + tiles - 1) / tiles);
-      product_rows<P, kTileRows>(take, b, from, to, x + row * x_row + s0, x_row, row);
+      product_rows<P, kRows>(take, b, from, to, x + row * x_row + s0 * S::kOperandWords, x_row,
+                             row);
       row += take;
     }
   }
@@ -102,18 +117,16 @@ void product_group(const gpt2f::PackedLinear& linear, int64_t group, int from, i
 // Panels [begin, end) of `linear`, for all rows. `sums` holds kRowBlock x 64 floats. A column's
 // rows reach the sink in order.
 template <Precision P, typename Sink>
-void product_range(const gpt2f::PackedLinear& linear, int64_t begin, int64_t end, const void* x,
-                   int64_t stride, int64_t rows, float* sums, const Sink& sink) {
+void product_range(const gpt2f::PackedLinear& linear, int64_t begin, int64_t end, const Operand& x,
+                   int64_t rows, float* sums, const Sink& sink) {
   constexpr int64_t kGroup = gpt2f::kGroupPanels;
-  const int64_t x_row = stride / gpt2f::word_elements(P);
-  const uint32_t* const operand = static_cast<const uint32_t*>(x);
   for (int64_t row0 = 0; row0 < rows; row0 += gpt2f::kRowBlock) {
     const int64_t taken = rows - row0 < gpt2f::kRowBlock ? rows - row0 : gpt2f::kRowBlock;
     for (int64_t p0 = begin; p0 < end;) {
       const int64_t group = p0 / kGroup * kGroup;
       const int from = static_cast<int>(p0 - group);
       const int to = static_cast<int>(end - group < kGroup ? end - group : kGroup);
-      product_group<P>(linear, group, from, to, operand + row0 * x_row, x_row, taken, sums);
+      product_group<P>(linear, group, from, to, x.words + row0 * x.row, x.row, taken, sums);
       for (int64_t row = 0; row < taken; ++row) {
         for (int panel = from; panel < to; ++panel) {
           sink(row0 + row, (group + panel) * kLanes,
@@ -131,12 +144,12 @@ inline int64_t panel_unit(int64_t panels, const Lane& lane) {
 }
 
 template <Precision P, typename Sink>
-void product(const gpt2f::PackedLinear& linear, const void* x, int64_t stride, int64_t rows,
-             float* scratch, int64_t scratch_stride, const Lane& lane, const Sink& sink) {
+void product(const gpt2f::PackedLinear& linear, const Operand& x, int64_t rows, float* scratch,
+             int64_t scratch_stride, const Lane& lane, const Sink& sink) {
   const int64_t panels = linear.panels();
   float* const sums = scratch + lane.rank * scratch_stride;
   gpt2f::take_shares(panels, panel_unit(panels, lane), lane, [&](int64_t begin, int64_t end) {
-    product_range<P>(linear, begin, end, x, stride, rows, sums, sink);
+    product_range<P>(linear, begin, end, x, rows, sums, sink);
   });
 }
 

@@ -20,6 +20,10 @@ struct M {
 constexpr int kTileRows = 6;
 constexpr int kTilePanelsOne = 4;
 constexpr int kTilePanels = 1;
+constexpr int kDotRows = 6;
+constexpr int kDotPanelsOne = 4;
+constexpr int kDotPanels = 1;
+constexpr bool kDot16 = true;
 
 inline __m256i first8(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -142,6 +146,117 @@ inline F dot_pair(F acc, U a, U b) {
   acc = ffma(as_f(uand(a, upper)), as_f(uand(b, upper)), acc);
   return ffma(as_f(ushl<16>(a)), as_f(ushl<16>(b)), acc);
 }
+
+inline void store_bytes(uint8_t* p, U a) {
+  const __m256i byte = _mm256_set1_epi32(0xFF);
+  const __m256i shorts = _mm256_packus_epi32(_mm256_and_si256(a.lo, byte),
+                                             _mm256_and_si256(a.hi, byte));  // lo0 hi0 lo1 hi1
+  const __m256i in_order = _mm256_permute4x64_epi64(shorts, 0xD8);
+  _mm_storeu_si128((__m128i*)p, _mm_packus_epi16(_mm256_castsi256_si128(in_order),
+                                                 _mm256_extracti128_si256(in_order, 1)));
+}
+
+// sum += x, written out: GCC regroups sums of integers until it runs out of registers.
+inline void add_to32(__m256i& sum, __m256i x) { asm("vpaddd %1, %0, %0" : "+x"(sum) : "x"(x)); }
+inline void add_to16(__m256i& sum, __m256i x) { asm("vpaddw %1, %0, %0" : "+x"(sum) : "x"(x)); }
+
+// H times eight outputs of a panel. With bytes on both sides the pairs of _mm256_maddubs_epi16
+// would saturate, so 8-bit weights are widened and activations are stored wide. Loops over arrays
+// of registers are unrolled by order: GCC keeps them in memory otherwise.
+template <int R, int H>
+[[gnu::always_inline]] inline void dot_bytes_part(const uint8_t* w, const uint32_t* x,
+                                                  int64_t x_row, __m256i (&out)[H][R]) {
+  __m256i low[H][R], high[H][R];
+#pragma GCC unroll 2
+  for (int h = 0; h < H; ++h) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) low[h][r] = high[h][r] = _mm256_setzero_si256();
+  }
+#pragma GCC unroll 1
+  for (int s = 0; s < 16; ++s) {
+    __m256i v0[H], v1[H];
+#pragma GCC unroll 2
+    for (int h = 0; h < H; ++h) {
+      const __m256i v = _mm256_loadu_si256((const __m256i*)(w + s * 64 + h * 32));
+      v0[h] = _mm256_unpacklo_epi8(v, _mm256_setzero_si256());
+      v1[h] = _mm256_unpackhi_epi8(v, _mm256_setzero_si256());
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const __m256i xs = _mm256_castpd_si256(
+          _mm256_broadcast_sd(reinterpret_cast<const double*>(x + r * x_row + 2 * s)));
+#pragma GCC unroll 2
+      for (int h = 0; h < H; ++h) {
+        add_to32(low[h][r], _mm256_madd_epi16(v0[h], xs));
+        add_to32(high[h][r], _mm256_madd_epi16(v1[h], xs));
+      }
+    }
+  }
+#pragma GCC unroll 2
+  for (int h = 0; h < H; ++h) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) out[h][r] = _mm256_hadd_epi32(low[h][r], high[h][r]);
+  }
+}
+
+template <int R, int H>
+[[gnu::always_inline]] inline void dot_nibbles_part(const uint8_t* w, const uint32_t* x,
+                                                    int64_t x_row, __m256i (&out)[H][R]) {
+  const __m256i mask = _mm256_set1_epi8(15);
+  __m256i sums[H][R];  // 16-bit: sixteen products of at most 15 * 127 stay below 2^15
+#pragma GCC unroll 2
+  for (int h = 0; h < H; ++h) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) sums[h][r] = _mm256_setzero_si256();
+  }
+#pragma GCC unroll 1
+  for (int s = 0; s < 4; ++s) {
+    __m256i low[H], high[H];
+#pragma GCC unroll 2
+    for (int h = 0; h < H; ++h) {
+      const __m256i v = _mm256_loadu_si256((const __m256i*)(w + s * 64 + h * 32));
+      low[h] = _mm256_and_si256(v, mask);
+      high[h] = _mm256_and_si256(_mm256_srli_epi32(v, 4), mask);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const __m256i x0 = _mm256_set1_epi32(static_cast<int>(x[r * x_row + 2 * s]));
+      const __m256i x1 = _mm256_set1_epi32(static_cast<int>(x[r * x_row + 2 * s + 1]));
+#pragma GCC unroll 2
+      for (int h = 0; h < H; ++h) {
+        add_to16(sums[h][r], _mm256_maddubs_epi16(low[h], x0));
+        add_to16(sums[h][r], _mm256_maddubs_epi16(high[h], x1));
+      }
+    }
+  }
+#pragma GCC unroll 2
+  for (int h = 0; h < H; ++h) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) out[h][r] = _mm256_madd_epi16(sums[h][r], _mm256_set1_epi16(1));
+  }
+}
+
+// Few rows take whole panels at once; what many rows need would not fit the registers.
+#define GPT2F_DOT(name, panel_bytes)                                                          \
+  template <int R, int N>                                                                     \
+  [[gnu::always_inline]] inline void name(const uint8_t* w, const uint32_t* x, int64_t x_row, \
+                                          U(&out)[R][N]) {                                    \
+    constexpr int kHalves = R <= 2 ? 2 : 1;                                                   \
+    _Pragma("GCC unroll 8") for (int n = 0; n < N; ++n) {                                     \
+      __m256i half[2 / kHalves][kHalves][R];                                                  \
+      name##_part<R, kHalves>(w + n * panel_bytes, x, x_row, half[0]);                        \
+      if constexpr (kHalves == 1) {                                                           \
+        name##_part<R, kHalves>(w + n * panel_bytes + 32, x, x_row, half[1]);                 \
+      }                                                                                       \
+      const __m256i* const lo = half[0][0];                                                   \
+      const __m256i* const hi = lo + R;                                                       \
+      _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) out[r][n] =                         \
+          uadd(out[r][n], {lo[r], hi[r]});                                                    \
+    }                                                                                         \
+  }
+GPT2F_DOT(dot_bytes, 1024)
+GPT2F_DOT(dot_nibbles, 256)
+#undef GPT2F_DOT
 
 inline void lanes(F a, float out[16]) { fstore(out, a); }
 

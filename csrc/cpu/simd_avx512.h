@@ -15,6 +15,15 @@ using M = __mmask16;  // 16 conditions
 constexpr int kTileRows = 6;      // rows a product keeps in registers
 constexpr int kTilePanelsOne = 4; // panels beside one row
 constexpr int kTilePanels = 4;    // panels beside several rows
+// The same for integer products, which hold the sums of a group beside the sums of the row.
+constexpr int kDotRows = 6;
+constexpr int kDotPanelsOne = 4;
+constexpr int kDotPanels = 2;
+#if defined(__AVX512VNNI__)
+constexpr bool kDot16 = false;  // activations beside 8-bit weights are bytes, or 16 bits wide
+#else
+constexpr bool kDot16 = true;
+#endif
 
 inline M first(int n) { return n >= 16 ? M(0xFFFF) : M((1u << n) - 1); }
 
@@ -88,6 +97,133 @@ inline F dot_pair(F acc, U a, U b) {
   const U upper = uset(0xFFFF0000u);
   acc = ffma(as_f(uand(a, upper)), as_f(uand(b, upper)), acc);
   return ffma(as_f(ushl<16>(a)), as_f(ushl<16>(b)), acc);
+#endif
+}
+
+inline void store_bytes(uint8_t* p, U a) {  // low bytes of the words
+  _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(a));
+}
+
+// A sum that GCC is to keep in one register, in the order written: it regroups sums of integers
+// until it runs out of registers.
+inline void hold([[maybe_unused]] U& sum) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(sum));
+#endif
+}
+
+#if !defined(__AVX512VNNI__)
+// Sums of neighbours of a, then of b, within each 128 bits: the four sums of outputs in order.
+inline U add_neighbours(U a, U b) {
+  const F x = as_f(a), y = as_f(b);
+  return uadd(as_u(_mm512_shuffle_ps(x, y, 0x88)), as_u(_mm512_shuffle_ps(x, y, 0xDD)));
+}
+#endif
+
+// out[r][n] += sum of u_k x_k over a group of 64; u bytes [16][16 outputs][4] of panels 1024 bytes
+// apart, x as kDot16 says.
+template <int R, int N>
+[[gnu::always_inline]] inline void dot_bytes(const uint8_t* w, const uint32_t* x, int64_t x_row,
+                                             U (&out)[R][N]) {
+#if defined(__AVX512VNNI__)
+  if constexpr (R == 1) {  // in the order of memory
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) {
+#pragma GCC unroll 16
+      for (int s = 0; s < 16; ++s) {
+        const U panel = _mm512_loadu_si512(w + n * 1024 + s * 64);
+        out[0][n] = _mm512_dpbusd_epi32(out[0][n], panel, uset(x[s]));
+      }
+    }
+    return;
+  }
+  for (int s = 0; s < 16; ++s) {
+    U panel[N];
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) panel[n] = _mm512_loadu_si512(w + n * 1024 + s * 64);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const U xs = uset(x[r * x_row + s]);
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) {
+        out[r][n] = _mm512_dpbusd_epi32(out[r][n], panel[n], xs);
+        hold(out[r][n]);
+      }
+    }
+  }
+#else
+#pragma GCC unroll 8
+  for (int n = 0; n < N; ++n) {
+    U low[R], high[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) low[r] = high[r] = uset(0);
+    for (int s = 0; s < 16; ++s) {
+      const U v = _mm512_loadu_si512(w + n * 1024 + s * 64);
+      const U v0 = _mm512_unpacklo_epi8(v, uset(0)), v1 = _mm512_unpackhi_epi8(v, uset(0));
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        long long pair;
+        __builtin_memcpy(&pair, x + r * x_row + 2 * s, sizeof pair);
+        const U xs = _mm512_set1_epi64(pair);
+        low[r] = uadd(low[r], _mm512_madd_epi16(v0, xs));
+        high[r] = uadd(high[r], _mm512_madd_epi16(v1, xs));
+        hold(low[r]);
+        hold(high[r]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) out[r][n] = uadd(out[r][n], add_neighbours(low[r], high[r]));
+  }
+#endif
+}
+
+// The same over a group of 32; u nibbles, bytes [4][16 outputs][4] of panels 256 bytes apart: the
+// low halves come first. x bytes.
+template <int R, int N>
+[[gnu::always_inline]] inline void dot_nibbles(const uint8_t* w, const uint32_t* x, int64_t x_row,
+                                               U (&out)[R][N]) {
+  const U mask = uset(0x0F0F0F0Fu);
+#if !defined(__AVX512VNNI__)
+  U sums[R][N];  // 16-bit: sixteen products of at most 15 * 127 stay below 2^15
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) sums[r][n] = uset(0);
+  }
+#endif
+  for (int s = 0; s < 4; ++s) {
+    U low[N], high[N];
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) {
+      const U v = _mm512_loadu_si512(w + n * 256 + s * 64);
+      low[n] = uand(v, mask);
+      high[n] = uand(ushr<4>(v), mask);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const U x0 = uset(x[r * x_row + 2 * s]), x1 = uset(x[r * x_row + 2 * s + 1]);
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) {
+#if defined(__AVX512VNNI__)
+        out[r][n] = _mm512_dpbusd_epi32(out[r][n], low[n], x0);
+        out[r][n] = _mm512_dpbusd_epi32(out[r][n], high[n], x1);
+        hold(out[r][n]);
+#else
+        sums[r][n] = _mm512_add_epi16(sums[r][n], _mm512_maddubs_epi16(low[n], x0));
+        sums[r][n] = _mm512_add_epi16(sums[r][n], _mm512_maddubs_epi16(high[n], x1));
+        hold(sums[r][n]);
+#endif
+      }
+    }
+  }
+#if !defined(__AVX512VNNI__)
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) {
+      out[r][n] = uadd(out[r][n], _mm512_madd_epi16(sums[r][n], _mm512_set1_epi16(1)));
+    }
+  }
 #endif
 }
 

@@ -20,6 +20,10 @@ struct M {
 constexpr int kTileRows = 6;
 constexpr int kTilePanelsOne = 4;
 constexpr int kTilePanels = 1;
+constexpr int kDotRows = 4;
+constexpr int kDotPanelsOne = 1;
+constexpr int kDotPanels = 1;
+constexpr bool kDot16 = false;
 
 #define GPT2F_EACH(type, expression)                 \
   type out;                                          \
@@ -124,6 +128,59 @@ inline F dot_pair(F acc, U a, U b) {
   const U upper = uset(0xFFFF0000u);
   acc = ffma(as_f(uand(a, upper)), as_f(uand(b, upper)), acc);
   return ffma(as_f(ushl<16>(a)), as_f(ushl<16>(b)), acc);
+}
+
+inline void store_bytes(uint8_t* p, U a) {
+  for (int i = 0; i < 4; i += 2) {
+    const uint16x8_t shorts = vcombine_u16(vmovn_u32(a.v[i]), vmovn_u32(a.v[i + 1]));
+    vst1_u8(p + 4 * i, vmovn_u16(shorts));
+  }
+}
+
+// Sums of four outputs from their bytes, signed, and four activations: pairs of products fit into
+// 16 bits.
+inline uint32x4_t dot_quarter(int8x16_t w, uint32_t x) {
+  const int8x8_t four = vreinterpret_s8_u32(vdup_n_u32(x));
+  const int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(w), four));
+  const int32x4_t high = vpaddlq_s16(vmull_s8(vget_high_s8(w), four));
+  return vreinterpretq_u32_s32(vpaddq_s32(low, high));
+}
+
+// The products are taken with u - 128, which is what `out` corrects for where bytes are unsigned.
+template <int R, int N>
+inline void dot_bytes(const uint8_t* w, const uint32_t* x, int64_t x_row, U (&out)[R][N]) {
+  for (int r = 0; r < R; ++r) {
+    for (int n = 0; n < N; ++n) out[r][n] = uset(0);
+  }
+  for (int s = 0; s < 16; ++s) {
+    for (int n = 0; n < N; ++n) {
+      for (int i = 0; i < 4; ++i) {
+        const uint8x16_t u = vld1q_u8(w + n * 1024 + s * 64 + i * 16);
+        const int8x16_t v = vreinterpretq_s8_u8(veorq_u8(u, vdupq_n_u8(128)));
+        for (int r = 0; r < R; ++r) {
+          out[r][n].v[i] = vaddq_u32(out[r][n].v[i], dot_quarter(v, x[r * x_row + s]));
+        }
+      }
+    }
+  }
+}
+
+template <int R, int N>
+inline void dot_nibbles(const uint8_t* w, const uint32_t* x, int64_t x_row, U (&out)[R][N]) {
+  for (int s = 0; s < 4; ++s) {
+    for (int n = 0; n < N; ++n) {
+      for (int i = 0; i < 4; ++i) {
+        const uint8x16_t u = vld1q_u8(w + n * 256 + s * 64 + i * 16);
+        const int8x16_t low = vreinterpretq_s8_u8(vandq_u8(u, vdupq_n_u8(15)));
+        const int8x16_t high = vreinterpretq_s8_u8(vshrq_n_u8(u, 4));
+        for (int r = 0; r < R; ++r) {
+          const uint32_t* const four = x + r * x_row + 2 * s;
+          const uint32x4_t sum = vaddq_u32(dot_quarter(low, four[0]), dot_quarter(high, four[1]));
+          out[r][n].v[i] = vaddq_u32(out[r][n].v[i], sum);
+        }
+      }
+    }
+  }
 }
 
 inline void lanes(F a, float out[16]) { fstore(out, a); }

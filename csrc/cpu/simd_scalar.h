@@ -21,6 +21,10 @@ struct M {
 constexpr int kTileRows = 2;
 constexpr int kTilePanelsOne = 1;
 constexpr int kTilePanels = 1;
+constexpr int kDotRows = 2;
+constexpr int kDotPanelsOne = 1;
+constexpr int kDotPanels = 1;
+constexpr bool kDot16 = false;
 
 #define GPT2F_EACH(type, expression)                  \
   type out;                                           \
@@ -107,6 +111,45 @@ inline F dot_pair(F acc, U a, U b) {
   const U upper = uset(0xFFFF0000u);
   acc = ffma(as_f(uand(a, upper)), as_f(uand(b, upper)), acc);
   return ffma(as_f(ushl<16>(a)), as_f(ushl<16>(b)), acc);
+}
+
+inline void store_bytes(uint8_t* p, U a) {
+  for (int i = 0; i < 16; ++i) p[i] = uint8_t(a.v[i]);
+}
+
+// out += u . x over four neighbours in K of sixteen outputs.
+template <int kShift, int kMask>
+inline void dot_four(U& out, const uint8_t* w, const uint32_t* x) {
+  int8_t four[4];
+  std::memcpy(four, x, sizeof four);
+  for (int i = 0; i < 16; ++i) {
+    int sum = 0;
+    for (int k = 0; k < 4; ++k) sum += (w[4 * i + k] >> kShift & kMask) * four[k];
+    out.v[i] += uint32_t(sum);
+  }
+}
+
+template <int R, int N>
+inline void dot_bytes(const uint8_t* w, const uint32_t* x, int64_t x_row, U (&out)[R][N]) {
+  for (int s = 0; s < 16; ++s) {
+    for (int r = 0; r < R; ++r) {
+      for (int n = 0; n < N; ++n) {
+        dot_four<0, 255>(out[r][n], w + n * 1024 + s * 64, x + r * x_row + s);
+      }
+    }
+  }
+}
+
+template <int R, int N>
+inline void dot_nibbles(const uint8_t* w, const uint32_t* x, int64_t x_row, U (&out)[R][N]) {
+  for (int s = 0; s < 4; ++s) {
+    for (int r = 0; r < R; ++r) {
+      for (int n = 0; n < N; ++n) {
+        dot_four<0, 15>(out[r][n], w + n * 256 + s * 64, x + r * x_row + 2 * s);
+        dot_four<4, 15>(out[r][n], w + n * 256 + s * 64, x + r * x_row + 2 * s + 1);
+      }
+    }
+  }
 }
 
 inline void lanes(F a, float out[16]) { fstore(out, a); }

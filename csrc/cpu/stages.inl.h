@@ -88,25 +88,24 @@ void keep_elements(const gpt2f::LnQkvArgs& a, int64_t row, int64_t column, F val
 
 template <Precision P>
 void ln_qkv_of(const gpt2f::LnQkvArgs& a, const Lane& lane) {
-  const void* const x = layernorm_rows<P>(a.residual, a.stride, nullptr, a.norm, a.normed, a.rows,
-                                          a.linear.inputs, lane);
+  const Operand x = layernorm_rows<P>(a.residual, a.stride, nullptr, a.norm, a.normed, a.rows,
+                                      a.linear.inputs, lane);
   const int64_t sums = gpt2f::scratch_floats(a.context);
   if (a.cache.head_size % 16 == 0) {
-    product<P>(a.linear, x, a.stride, a.rows, a.scratch, sums, lane,
-               [&](int64_t row, int64_t column, F sum) {
-                 keep_panel<P>(a, row, column, biased(a.linear, column, sum));
-               });
+    product<P>(a.linear, x, a.rows, a.scratch, sums, lane, [&](int64_t row, int64_t column, F sum) {
+      keep_panel<kActivations<P>>(a, row, column, biased(a.linear, column, sum));
+    });
   } else {
-    product<P>(a.linear, x, a.stride, a.rows, a.scratch, sums, lane,
-               [&](int64_t row, int64_t column, F sum) {
-                 keep_elements<P>(a, row, column, biased(a.linear, column, sum));
-               });
+    product<P>(a.linear, x, a.rows, a.scratch, sums, lane, [&](int64_t row, int64_t column, F sum) {
+      keep_elements<kActivations<P>>(a, row, column, biased(a.linear, column, sum));
+    });
   }
 }
 
 template <Precision P>
 void linear_residual_of(const gpt2f::LinearResidualArgs& a, const Lane& lane) {
-  product<P>(a.linear, a.x, a.x_stride, a.rows, a.scratch, gpt2f::scratch_floats(a.context), lane,
+  const Operand x = operand_of<P>(a.x, a.x_stride, a.rows, a.linear.inputs, a.operand, lane);
+  product<P>(a.linear, x, a.rows, a.scratch, gpt2f::scratch_floats(a.context), lane,
              [&](int64_t row, int64_t column, F sum) {
                float* const to = a.residual + row * a.stride + column;
                fstore(to, fadd(fload(to), biased(a.linear, column, sum)));
@@ -115,36 +114,43 @@ void linear_residual_of(const gpt2f::LinearResidualArgs& a, const Lane& lane) {
 
 template <Precision P>
 void ln_fc_gelu_of(const gpt2f::LnFcGeluArgs& a, const Lane& lane) {
-  const void* const x = layernorm_rows<P>(a.residual, a.stride, nullptr, a.norm, a.normed, a.rows,
-                                          a.linear.inputs, lane);
-  product<P>(a.linear, x, a.stride, a.rows, a.scratch, gpt2f::scratch_floats(a.context), lane,
+  const Operand x = layernorm_rows<P>(a.residual, a.stride, nullptr, a.norm, a.normed, a.rows,
+                                      a.linear.inputs, lane);
+  product<P>(a.linear, x, a.rows, a.scratch, gpt2f::scratch_floats(a.context), lane,
              [&](int64_t row, int64_t column, F sum) {
-               store16(at<P>(a.out, row * a.out_stride + column),
+               store16(at<kActivations<P>>(a.out, row * a.out_stride + column),
                        fgelu(biased(a.linear, column, sum)));
              });
 }
 
 template <Precision P>
 void ln_head_of(const gpt2f::LnHeadArgs& a, const Lane& lane) {
-  const void* const x = layernorm_rows<P>(a.residual, a.stride, a.asked, a.norm, a.normed, a.rows,
-                                          a.linear.inputs, lane);
-  product<P>(a.linear, x, a.stride, a.rows, a.scratch, gpt2f::scratch_floats(a.context), lane,
+  const Operand x = layernorm_rows<P>(a.residual, a.stride, a.asked, a.norm, a.normed, a.rows,
+                                      a.linear.inputs, lane);
+  product<P>(a.linear, x, a.rows, a.scratch, gpt2f::scratch_floats(a.context), lane,
              [&](int64_t row, int64_t column, F sum) {
                fstore(a.logits + row * a.logit_stride + column, sum);
              });
 }
 
-inline void ln_qkv(const gpt2f::LnQkvArgs& a, const Lane& lane) {
-  a.precision == kFp32 ? ln_qkv_of<kFp32>(a, lane) : ln_qkv_of<kBf16>(a, lane);
-}
-inline void linear_residual(const gpt2f::LinearResidualArgs& a, const Lane& lane) {
-  a.precision == kFp32 ? linear_residual_of<kFp32>(a, lane) : linear_residual_of<kBf16>(a, lane);
-}
-inline void ln_fc_gelu(const gpt2f::LnFcGeluArgs& a, const Lane& lane) {
-  a.precision == kFp32 ? ln_fc_gelu_of<kFp32>(a, lane) : ln_fc_gelu_of<kBf16>(a, lane);
-}
-inline void ln_head(const gpt2f::LnHeadArgs& a, const Lane& lane) {
-  a.precision == kFp32 ? ln_head_of<kFp32>(a, lane) : ln_head_of<kBf16>(a, lane);
-}
+#define GPT2F_BY_PRECISION(name, Args)                       \
+  inline void name(const gpt2f::Args& a, const Lane& lane) { \
+    switch (a.precision) {                                   \
+      case kFp32:                                            \
+        return name##_of<kFp32>(a, lane);                    \
+      case kInt8:                                            \
+        return name##_of<kInt8>(a, lane);                    \
+      case kInt4:                                            \
+        return name##_of<kInt4>(a, lane);                    \
+      default:                                               \
+        return name##_of<kBf16>(a, lane);                    \
+    }                                                        \
+  }
+GPT2F_BY_PRECISION(ln_qkv, LnQkvArgs)
+GPT2F_BY_PRECISION(linear_residual, LinearResidualArgs)
+GPT2F_BY_PRECISION(ln_fc_gelu, LnFcGeluArgs)
+GPT2F_BY_PRECISION(ln_head, LnHeadArgs)
+GPT2F_BY_PRECISION(embed, EmbedArgs)
+#undef GPT2F_BY_PRECISION
 
 }  // namespace

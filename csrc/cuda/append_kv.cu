@@ -11,6 +11,7 @@
 // Numerics copies. Positions from lengths[b] on are not read; zeros stand for them and behind D.
 // Limits   a length outside T ... S counts as the nearer of the two: lengths are on the device, and
 //          who calls could not check them without waiting.
+// Source   pages as in Kwon et al. 2023, "PagedAttention", arXiv:2309.06180, sec. 4.
 #include "cuda/attention.cuh"
 #include "cuda/kernels.h"
 #include "cuda/launch.h"

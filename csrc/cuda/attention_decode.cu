@@ -14,6 +14,7 @@
 // Bytes    K and V once: 4 S Dp a head. 124M at S = 1024: 3.1 MB a layer, 0.94 us on an H100
 //          (3.35 TB/s); partial results, 12 * 16 * 66 floats, 50 KB, stay in L2. Short contexts are
 //          bound by latency: four dependent loads (sequence, page table, keys, merge).
+// Numerics attention.cuh: one order of sums, whoever merges.
 // Limits   heads * sequences <= kTickets.
 // Source   Dao et al. 2023, "Flash-Decoding for long-context inference" (split K, merge).
 #include "cuda/attention.cuh"

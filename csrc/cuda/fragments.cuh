@@ -20,8 +20,7 @@
 //
 // Numerics bf16 and fp16 weights as they are. int8 and int4 become fp16 integers, exactly; each
 // group is summed from zero and added by fma(scale, sum, acc).
-// Cost     instructions of a lane per 16 bytes it loads, with one tile of tokens: 16-bit 1 mma;
-// int8
+// Cost     instructions of a lane per 16 bytes it loads, one tile of tokens: 16-bit 1 mma; int8
 //          16 to decode, 2 mma, 4 for scales, 2 fma; int4 36 to decode, 4 mma, 8 for scales, 8 fma.
 // Source   the magic numbers are those of Kim et al. 2022, "Who Says Elephants Can't Run", sec. 4:
 //          0x6400 | u is 1024 + u in fp16; here also 0x5400 | 16 u = 64 + u.

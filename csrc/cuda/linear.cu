@@ -11,6 +11,7 @@
 //          once more. Few rows are slower than in the engine: N / 64 blocks read the weights.
 // Numerics the sums of cuda/layout.h; bias, gelu and residual in fp32, one rounding at the end.
 // Limits   any rows, K, N >= 1; W is used as it is, so this op has the engine's bits.
+// Source   Hendrycks and Gimpel 2016, arXiv:1606.08415, sec. 2 (gelu in its tanh form).
 #include "cuda/gemm.cuh"
 #include "cuda/kernels.h"
 

@@ -6,9 +6,9 @@
 // Bytes    packed_bytes(K, C) + 4 C (bias) + 2 K R (x) + 8 C R (residual, read and written).
 //          At 3.35 TB/s and one row, bf16: 124M 1.2 and 4.7 MB, 0.4 and 1.4 us a layer; 1.5B 5.1
 //          and 20.5 MB, 1.5 and 6.1 us.
-// Numerics products and sums of cuda/layout.h, bias added to the sum, that to the residual, in
-// fp32. Limits   any K, C; R up to the step's. One thread reads and writes an element of the
-// residual.
+// Numerics products and sums of cuda/layout.h; bias and residual are added in fp32.
+// Limits   any K, C; R up to the step's. One thread reads and writes an element of the residual.
+// Source   openai/gpt-2, src/model.py, block.
 #include "cuda/epilogue.cuh"
 #include "cuda/kernels.h"
 #include "cuda/stage.cuh"

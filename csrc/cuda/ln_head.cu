@@ -13,12 +13,12 @@
 //          and find the weights in L2.
 // Order    every warp asks for its first 256 inputs (16 bit: 8 KB a warp, 64 KB a block in flight)
 //          before it waits for the kernel before; each further slice as registers become free.
-// Bytes    packed_bytes(C, V) once for up to 32 rows, 4 A V (logits), A V / 8 (parts). At 3.35
-// TB/s,
-//          one row, bf16: 124M 77.5 MB, 23 us; 1.5B 161 MB, 48 us.
+// Bytes    packed_bytes(C, V) once for up to 32 rows, 4 A V (logits), A V / 8 (parts).
+//          At 3.35 TB/s, one row, bf16: 124M 77.5 MB, 23 us; 1.5B 161 MB, 48 us.
 // Numerics products and sums of cuda/layout.h, so a logit has the same bits for any number of rows;
 //          scores and sums of parts: cuda/sample.cuh, in one order.
 // Limits   any C, V, A >= 1; parts never see the padding behind V.
+// Source   openai/gpt-2, src/model.py, model (the head is the token embedding).
 #include "cuda/kernels.h"
 #include "cuda/sample.cuh"
 #include "cuda/stage.cuh"

@@ -9,6 +9,7 @@
 //          At 3.35 TB/s and one row, bf16: 124M 3.5 MB, 1.1 us a layer; 1.5B 15.4 MB, 4.6 us.
 // Numerics products and sums of cuda/layout.h, bias added to the sum, one rounding to T.
 // Limits   any C, H; R up to the step's. Pages of two rows may share words, never bytes.
+// Source   openai/gpt-2, src/model.py, attn; Ba et al. 2016, arXiv:1607.06450, eq. 3-4.
 #include "cuda/epilogue.cuh"
 #include "cuda/kernels.h"
 #include "cuda/stage.cuh"

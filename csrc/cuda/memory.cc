@@ -65,6 +65,11 @@ DeviceFacts facts(int index) {
   return out;
 }
 
+int capability(int index) {
+  return 10 * attribute(index, cudaDevAttrComputeCapabilityMajor) +
+         attribute(index, cudaDevAttrComputeCapabilityMinor);
+}
+
 int index_of(Device* device) { return device->index; }
 
 int enter(int index) {
@@ -73,15 +78,18 @@ int enter(int index) {
   return before;
 }
 
-void leave(int before) { cudaSetDevice(before); }
+void leave(int before) {
+  int now = before;
+  if (cudaGetDevice(&now) == cudaSuccess && now == before) return;
+  cudaSetDevice(before);
+}
 
 Device* open(int index, Precision precision) {
   const int devices = count();
   check(index >= 0 && index < devices, ErrorKind::kDevice, "device 'cuda:", index,
         "': this machine has ", devices, devices == 1 ? " CUDA device" : " CUDA devices");
-  const int major = attribute(index, cudaDevAttrComputeCapabilityMajor);
-  const int minor = attribute(index, cudaDevAttrComputeCapabilityMinor);
-  check(major * 10 + minor >= 75, ErrorKind::kDevice, "device 'cuda:", index,
+  const int major = capability(index) / 10, minor = capability(index) % 10;
+  check(capability(index) >= 75, ErrorKind::kDevice, "device 'cuda:", index,
         "': compute capability ", major, ".", minor, "; the kernels need 7.5 or newer");
   check(major >= 8 || precision != Precision::kBf16, ErrorKind::kDevice, "device 'cuda:", index,
         "': compute capability ", major, ".", minor,
@@ -196,9 +204,9 @@ int64_t free_memory(Device*) {
 
 const DeviceTable* device_table() {
   static const DeviceTable kTable = {
-      count,    facts,   open,          close,        stream,  index_of,   enter, leave,
-      allocate, release, allocate_host, release_host, upload,  download,   copy,  finish,
-      begin,    end,     abandon,       replay,       discard, free_memory};
+      count,  facts,    capability, open,          close,        stream,  index_of,   enter,
+      leave,  allocate, release,    allocate_host, release_host, upload,  download,   copy,
+      finish, begin,    end,        abandon,       replay,       discard, free_memory};
   return &kTable;
 }
 

@@ -5,8 +5,7 @@
 // Work      one thread a row, in blocks of 128.
 // Traffic   44 bytes read and 64 written per row before, 4 read and 8 written after: nothing beside
 //           the 201 KB of a row of logits.
-// Numerics  none. Parameters that the CPU op would refuse (it can look at them; here they are on
-// the
+// Numerics  none. Parameters that the CPU op would refuse (it can look at them; here they are on a
 //           device, and looking would stop the stream) give token -1 and NaN.
 #include "core/kernels.h"
 #include "cuda/device.cuh"

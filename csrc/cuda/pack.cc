@@ -6,8 +6,6 @@
 //          outputs of one k are read together when they are neighbours ([in, out]).
 // Numerics float16 and bfloat16 widen exactly; 16-bit weights are rounded to nearest even, int8 and
 //          int4 are what engine/quantize.h says.
-#include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -18,44 +16,6 @@
 
 namespace gpt2f::cuda {
 namespace {
-
-void note_bad(std::atomic<int64_t>* bad, int64_t index) {
-  int64_t known = bad->load(std::memory_order_relaxed);
-  while (index < known && !bad->compare_exchange_weak(known, index, std::memory_order_relaxed)) {
-  }
-}
-
-// Whether the weights of this precision can hold it.
-bool holds(Precision p, float value) {
-  return p == Precision::kFp16 ? std::fabs(value) < 65520.0f : std::isfinite(value);
-}
-
-// rows[h][k] = source(k, 16 tile + h), zeros outside the matrix.
-void read_tile(const PackArgs& a, int64_t tile, float* rows) {
-  const int64_t inputs = a.linear.inputs, padded = padded_inputs(inputs);
-  const int64_t first = tile * kTileOutputs;
-  const int64_t here = std::min<int64_t>(kTileOutputs, a.linear.outputs - first);
-  std::fill(rows, rows + kTileOutputs * padded, 0.0f);
-  const auto take = [&](int64_t k, int64_t h) {
-    const int64_t index = k * a.k_stride + (first + h) * a.n_stride;
-    const float value = widen(a.source, a.source_type, index);
-    if (holds(a.precision, value)) {
-      rows[h * padded + k] = value;
-    } else {
-      note_bad(a.bad, index);
-    }
-  };
-  // The inner index runs along the source's contiguous axis.
-  if (a.n_stride == 1) {
-    for (int64_t k = 0; k < inputs; ++k) {
-      for (int64_t h = 0; h < here; ++h) take(k, h);
-    }
-  } else {
-    for (int64_t h = 0; h < here; ++h) {
-      for (int64_t k = 0; k < inputs; ++k) take(k, h);
-    }
-  }
-}
 
 void write_halves(const PackArgs& a, int64_t tile, const float* rows) {
   uint16_t* const to = reinterpret_cast<uint16_t*>(a.linear.words);
@@ -107,7 +67,7 @@ void pack(const PackArgs& args, const Lane& lane) {
   const Range mine = share(tiles(args.linear.outputs), 1, lane);
   std::vector<float> rows(static_cast<size_t>(kTileOutputs * padded_inputs(args.linear.inputs)));
   for (int64_t tile = mine.begin; tile < mine.end; ++tile) {
-    read_tile(args, tile, rows.data());
+    read_tile(args, tile * kTileOutputs, rows.data());
     if (quantized(args.precision)) {
       write_quantized(args, tile, rows.data());
     } else {

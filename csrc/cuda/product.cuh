@@ -18,6 +18,9 @@
 // Cost     lane-instructions per byte of weights in the loop over units, sm_90: 16-bit 0.8, int8
 //          2.4 to 2.9, int4 5.4 to 6.0 (9.2 with four tiles); an H200 has 7.8 while a byte arrives.
 // Limits   rows <= 8 NT, shared memory of ProductShared. Sums of cuda/layout.h.
+// Numerics sums of cuda/layout.h; the operand is rounded once, to the type of the instruction.
+// Source   the instruction and its fragments: PTX ISA, mma.m16n8k16; programmatic launch: CUDA C++
+//          Programming Guide, "Programmatic Dependent Launch".
 #pragma once
 
 #include <algorithm>

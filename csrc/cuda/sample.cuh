@@ -1,12 +1,10 @@
 // What drawing a token needs wherever logits are: noise, scores, and what one part of a row knows.
 //
 // Maths    token = argmax(logit / T + noise), noise = -log(-log u), u = (k + 1/2) / 2^24, k the
-// upper
-//          24 bits of word id % 4 of the Philox block with key = seed and counter = (id / 4, low
-//          word of position, sample, high word of position).
+//          upper 24 bits of word id % 4 of the Philox block with key = seed and counter = (id / 4,
+//          low word of position, sample, high word of position).
 // Numerics the operations of cpu/sample.inl.h and cpu/vmath.inl.h in their order: noise has the
-// bits
-//          it has on the CPU.
+//          bits it has on the CPU.
 // Source   Gumbel-max: Maddison et al. 2014, arXiv:1411.0030; Philox4x32-10: Salmon et al. 2011,
 //          "Parallel random numbers: as easy as 1, 2, 3"; log: S. Moshier, Cephes Mathematical
 //          Library, logf.c.

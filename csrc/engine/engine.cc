@@ -195,8 +195,8 @@ void Engine::attend_layer(int64_t i, const Control& control, const Lane& lane) {
                    lane);
   lane.sync();
   table_.linear_residual(
-      {precision_, scratch_.attended, scratch_.stride, layer.attention_out, scratch_.residual,
-       scratch_.stride, batch_.rows, scratch_.lanes, shape_.context},
+      {precision_, scratch_.attended, scratch_.stride, layer.attention_out, scratch_.normed,
+       scratch_.residual, scratch_.stride, batch_.rows, scratch_.lanes, shape_.context},
       lane);
   lane.sync();
 }
@@ -217,8 +217,8 @@ void Engine::forward(const Lane& lane) {
         lane);
     lane.sync();
     table_.linear_residual(
-        {precision_, scratch_.inner, scratch_.inner_stride, layer.mlp_out, scratch_.residual,
-         scratch_.stride, batch_.rows, scratch_.lanes, shape_.context},
+        {precision_, scratch_.inner, scratch_.inner_stride, layer.mlp_out, scratch_.normed,
+         scratch_.residual, scratch_.stride, batch_.rows, scratch_.lanes, shape_.context},
         lane);
     lane.sync();
   }

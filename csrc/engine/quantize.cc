@@ -4,6 +4,7 @@
 // the calling thread flushes denormals either.
 #include "engine/quantize.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -112,7 +113,43 @@ void quantize_int4(const float* group, float most, int8_t* q, uint16_t* scale) {
   for (int i = 0; i < kInt4Group; ++i) q[i] = as_int8(four_bits(nearest(unit[i] / best)));
 }
 
+void note_bad(std::atomic<int64_t>* bad, int64_t index) {
+  int64_t known = bad->load(std::memory_order_relaxed);
+  while (index < known && !bad->compare_exchange_weak(known, index, std::memory_order_relaxed)) {
+  }
+}
+
+// Whether the weights of this precision can hold it.
+bool holds(Precision p, float value) {
+  return p == Precision::kFp16 ? std::fabs(value) < 65520.0f : std::isfinite(value);
+}
+
 }  // namespace
+
+void read_tile(const PackArgs& a, int64_t first, float* rows) {
+  const int64_t inputs = a.linear.inputs, padded = round_up(inputs, 64);
+  const int64_t here = std::min<int64_t>(16, a.linear.outputs - first);
+  std::fill(rows, rows + 16 * padded, 0.0f);
+  const auto take = [&](int64_t k, int64_t h) {
+    const int64_t index = k * a.k_stride + (first + h) * a.n_stride;
+    const float value = widen(a.source, a.source_type, index);
+    if (holds(a.precision, value)) {
+      rows[h * padded + k] = value;
+    } else {
+      note_bad(a.bad, index);
+    }
+  };
+  // The inner index runs along the source's contiguous axis.
+  if (a.n_stride == 1) {
+    for (int64_t k = 0; k < inputs; ++k) {
+      for (int64_t h = 0; h < here; ++h) take(k, h);
+    }
+  } else {
+    for (int64_t h = 0; h < here; ++h) {
+      for (int64_t k = 0; k < inputs; ++k) take(k, h);
+    }
+  }
+}
 
 void quantize_row(Precision p, const float* row, int64_t padded_inputs, int8_t* q,
                   uint16_t* scales) {

@@ -14,6 +14,7 @@
 #include <cstdint>
 
 #include "core/dtype.h"
+#include "core/kernels.h"
 
 namespace gpt2f {
 
@@ -28,5 +29,9 @@ constexpr int64_t group_size(Precision p) {
 // zeros behind the last input. Writes as many q, and padded_inputs / group_size(p) bfloat16 scales.
 void quantize_row(Precision p, const float* row, int64_t padded_inputs, int8_t* q,
                   uint16_t* scales);
+
+// Sixteen outputs of a stored matrix, from output `first`, as rows of round_up(K, 64) floats with
+// zeros outside the matrix. What the precision cannot hold is noted in args.bad and read as zero.
+void read_tile(const PackArgs& args, int64_t first, float* rows);
 
 }  // namespace gpt2f

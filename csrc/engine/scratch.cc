@@ -80,7 +80,11 @@ int64_t Scratch::lay_out(const Shape& shape, Precision precision, const KernelTa
   Cutter cut(memory);
   cut.take(control, control_bytes(shape, table, max_sequences));
   cut.take(residual, rows * stride * 4);
-  cut.take(normed, rows * stride * element);
+  const auto quantized = [&](int64_t inputs) {
+    return rows * table.quantized_row_words(precision, inputs) * 4;
+  };
+  cut.take(normed,
+           std::max({rows * stride * element, quantized(shape.width), quantized(shape.inner)}));
   cut.take(query, rows * shape.heads * shape.cache(precision, table).key_steps * 4);
   cut.take(attended, rows * stride * element);
   cut.take(inner, rows * inner_stride * element);

@@ -20,7 +20,7 @@ struct Scratch {
   int64_t inner_stride = 0;  // of rows of I elements
   int64_t logit_stride = 0;  // of rows of V floats
   float* residual = nullptr;     // (max_rows, stride)
-  void* normed = nullptr;        // operand (max_rows, stride)
+  void* normed = nullptr;  // operand (max_rows, stride), or rows that products quantise
   uint32_t* query = nullptr;     // (max_rows, H, key_steps)
   void* attended = nullptr;      // operand (max_rows, stride)
   void* inner = nullptr;         // operand (max_rows, inner_stride)

@@ -189,6 +189,9 @@ void Weights::load_values(const std::string& name, const StoredTensor& tensor,
 
 void Weights::load_rows(const std::string& name, const StoredTensor& tensor, const Target& target) {
   const int64_t width = tensor.shape[1], row = stride(), rows = tensor.shape[0];
+  const DType half = precision_ == Precision::kBf16   ? DType::kBF16
+                     : precision_ == Precision::kFp16 ? DType::kF16
+                                                      : table_.half;
   place_bytes(target.rows, rows * row * 4 / word_elements(precision_), [&](void* memory) {
     for (int64_t i = 0; i < rows * width; ++i) {
       const float value = widen(tensor.data, tensor.type, i);
@@ -196,7 +199,7 @@ void Weights::load_rows(const std::string& name, const StoredTensor& tensor, con
       const int64_t at = i / width * row + i % width;
       if (precision_ == Precision::kFp32) {
         static_cast<float*>(memory)[at] = value;
-      } else if (precision_ == Precision::kBf16) {
+      } else if (half == DType::kBF16) {
         static_cast<uint16_t*>(memory)[at] = to_bf16(value);
       } else {
         if (!(std::fabs(value) < 65520.0f)) fail_range(name, i, value);

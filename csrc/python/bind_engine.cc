@@ -32,13 +32,12 @@ Precision precision_of(const std::string& name, const std::string& device) {
                                                              {"int4", Precision::kInt4}};
   for (const auto& [known, precision] : kNames) {
     if (name != known) continue;
-    const bool everywhere = precision == Precision::kBf16;
-    const bool cpu = precision == Precision::kFp32;
-    if (everywhere || cpu == (device == "cpu")) return precision;
+    const Precision only_elsewhere = device == "cpu" ? Precision::kFp16 : Precision::kFp32;
+    if (precision != only_elsewhere) return precision;
   }
   throw Error(ErrorKind::kParameter,
               cat("precision must be ",
-                  device == "cpu" ? "'fp32' or 'bf16' on the CPU"
+                  device == "cpu" ? "'fp32', 'bf16', 'int8' or 'int4' on the CPU"
                                   : "'bf16', 'fp16', 'int8' or 'int4' on CUDA",
                   ", got '", name, "'"));
 }

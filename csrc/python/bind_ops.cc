@@ -14,10 +14,10 @@ namespace py = pybind11;
 namespace gpt2f {
 namespace {
 
-void run_layernorm(Call& call, const Arg& first, LayernormArgs args) {
+void run_layernorm(Call& call, std::initializer_list<const Arg*> all, LayernormArgs args) {
   if (args.rows == 0) return;
   args.scratch = call.take<float>(call.lanes() * round_up(args.width, 16) * 4);
-  call.run(first, [&](const KernelTable& table, const Lane& lane) { table.layernorm(args, lane); });
+  call.run(all, [&](const KernelTable& table, const Lane& lane) { table.layernorm(args, lane); });
 }
 
 void check_norm(const Arg& x, const Arg& weight, const Arg& bias) {
@@ -36,7 +36,7 @@ void layernorm(py::handle x_, py::handle weight_, py::handle bias_, float eps, p
   const Arg out(kOp, "out", out_, at);
   check_norm(x, weight, bias);
   out.writable().same_kind(x).shape(x.sizes());
-  run_layernorm(call, x,
+  run_layernorm(call, {&x, &weight, &bias, &out},
                 {x.dtype(),
                  x.data(),
                  nullptr,
@@ -59,7 +59,7 @@ void add_layernorm(py::handle residual_, py::handle delta_, py::handle weight_, 
   residual.writable();
   delta.same_kind(residual).shape(residual.sizes());
   out.writable().same_kind(residual).shape(residual.sizes());
-  run_layernorm(call, residual,
+  run_layernorm(call, {&residual, &delta, &weight, &bias, &out},
                 {residual.dtype(),
                  residual.data(),
                  delta.data(),
@@ -77,7 +77,7 @@ void gelu(py::handle x_, py::handle out_, const py::object& cuda) {
   out.writable().same_kind(x).shape(x.sizes());
   const GeluArgs args{x.dtype(), x.data(), out.data(), x.count()};
   if (args.count == 0) return;
-  call.run(x, [&](const KernelTable& table, const Lane& lane) { table.gelu(args, lane); });
+  call.run({&x, &out}, [&](const KernelTable& table, const Lane& lane) { table.gelu(args, lane); });
 }
 
 void check_ids(const Arg& ids, int64_t limit) {
@@ -116,7 +116,8 @@ void embed(py::handle tokens_, py::handle positions_, py::handle wte_, py::handl
                          wte.size(0),
                          wpe.size(0)};
   if (args.rows * args.width == 0) return;
-  call.run(wte, [&](const KernelTable& table, const Lane& lane) { table.op_embed(args, lane); });
+  call.run({&wte, &wpe, &tokens, &positions, &out},
+           [&](const KernelTable& table, const Lane& lane) { table.op_embed(args, lane); });
 }
 
 void linear(py::handle x_, py::handle weight_, const py::object& bias_, const py::object& residual_,
@@ -126,6 +127,7 @@ void linear(py::handle x_, py::handle weight_, const py::object& bias_, const py
   const Where at = call.where();
   const Arg x(kOp, "x", x_, at), weight(kOp, "weight", weight_, at), out(kOp, "out", out_, at);
   (call.cuda() ? x.half() : x.floating()).rank_at_least(1);
+  call.check_product(x);
   const int64_t inputs = x.size(-1);
   weight.same_kind(x).rank(2).shape({weight.size(0), inputs});
   const int64_t outputs = weight.size(0);
@@ -151,23 +153,25 @@ void linear(py::handle x_, py::handle weight_, const py::object& bias_, const py
   args.packed = call.take<uint32_t>(round_up(outputs, 16) * padded * 4 + 64);
   args.padded_bias = call.take<float>(round_up(outputs, 16) * 4);
   args.scratch = call.take<float>(call.lanes() * call.table().scratch_floats({1, 1, 1, 1}) * 4);
-  call.run(x, [&](const KernelTable& table, const Lane& lane) { table.linear(args, lane); });
+  call.run({&x, &weight, bias.get(), residual.get(), &out},
+           [&](const KernelTable& table, const Lane& lane) { table.linear(args, lane); });
 }
 
-void run_attention(Call& call, const Arg& first, DenseAttentionArgs args) {
+void run_attention(Call& call, std::initializer_list<const Arg*> all, DenseAttentionArgs args) {
   if (args.batch * args.heads * args.queries == 0) return;
   const KernelTable& table = call.table();
   args.pages_words = table.dense_attention_words(args);
   args.pages = call.take<uint32_t>(call.lanes() * args.pages_words * 4);
   args.scratch = call.take<float>(
       call.lanes() * table.scratch_floats({args.heads, args.head_size, args.keys, 1}) * 4);
-  call.run(first,
+  call.run(all,
            [&](const KernelTable& used, const Lane& lane) { used.dense_attention(args, lane); });
 }
 
 // Queries and keys of a type the kernels multiply, with a head size they take.
 void check_query(const Call& call, const Arg& q, size_t rank) {
   (call.cuda() ? q.half() : q.floating()).rank(rank);
+  call.check_product(q);
   const int64_t size = q.size(-1);
   if (size == 0) q.fail("must have a head size of at least 1");
   if (call.cuda() && size > kMaxDeviceHeadSize) {
@@ -190,7 +194,7 @@ void attention_prefill(py::handle q_, py::handle k_, py::handle v_, float scale,
     k.fail("must have at least as many positions as q has queries, got ", k.size(2), " for ",
            q.size(2));
   }
-  run_attention(call, q,
+  run_attention(call, {&q, &k, &v, &out},
                 {q.dtype(), q.data(), k.data(), v.data(), nullptr, out.data(), q.size(0), q.size(1),
                  q.size(2), k.size(2), q.size(3), scale, nullptr, 0, nullptr});
 }
@@ -215,7 +219,7 @@ void attention_decode(py::handle q_, py::handle k_, py::handle v_, py::handle le
       lengths.fail("must be in 1..", k.size(2), ", got ", length, " at position ", b);
     }
   }
-  run_attention(call, q,
+  run_attention(call, {&q, &k, &v, &lengths, &out},
                 {q.dtype(), q.data(), k.data(), v.data(), lengths.data<int32_t>(), out.data(),
                  q.size(0), q.size(1), 1, k.size(2), q.size(2), scale, nullptr, 0, nullptr});
 }
@@ -273,7 +277,8 @@ void sample_on_cpu(Call& call, const SampleTensors& t, bool openai_top_p) {
                         t.logprobs.data<float>(),
                         call.take<float>(call.lanes() * 2 * round_up(t.vocab(), 16) * 4),
                         nullptr};
-  call.run(t.logits, [&](const KernelTable& table, const Lane& lane) { table.sample(args, lane); });
+  call.run({&t.logits},
+           [&](const KernelTable& table, const Lane& lane) { table.sample(args, lane); });
   for (size_t r = 0; r < tokens.size(); ++r) t.ids.data<int64_t>()[r] = tokens[r];
 }
 
@@ -296,7 +301,8 @@ void sample_on_cuda(Call& call, const SampleTensors& t, bool openai_top_p) {
       call.take<SampleParameters>(rows * static_cast<int64_t>(sizeof(SampleParameters))),
       call.take<int32_t>(rows * 4),
       call.take<float>(rows * parts * static_cast<int64_t>(sizeof(HeadPart)))};
-  call.run(t.logits,
+  call.run({&t.logits, &t.temperature, &t.top_k, &t.top_p, &t.min_p, &t.seeds, &t.samples,
+            &t.positions, &t.ids, &t.logprobs},
            [&](const KernelTable& table, const Lane& lane) { table.op_sample(args, lane); });
 }
 

@@ -59,6 +59,24 @@ void* Call::take_bytes(int64_t bytes) {
   return Arg(op_, "scratch", tensors_.back(), Where::kCuda).data();
 }
 
+void Call::check_product(const Arg& x) const {
+  if (!cuda() || x.dtype() != DType::kBF16) return;
+  const int capability = cuda_table()->device->capability(x.device());
+  check(capability >= 80, ErrorKind::kDevice, op_, ": device 'cuda:", x.device(),
+        "': compute capability ", capability / 10, ".", capability % 10,
+        " has no bfloat16 products; use float16");
+}
+
+int Call::device_of(std::initializer_list<const Arg*> arguments) {
+  const int device = (*arguments.begin())->device();
+  for (const Arg* each : arguments) {
+    if (each != nullptr && each->device() != device) {
+      each->fail("must be on cuda:", device, ", got cuda:", each->device());
+    }
+  }
+  return device;
+}
+
 void Call::run_raw(int device, Work work, const void* data) {
   if (!cuda()) {
     without_gil([&] {

@@ -4,6 +4,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <initializer_list>
 #include <memory>
 #include <string>
 #include <vector>
@@ -36,19 +37,23 @@ class Call {
     return static_cast<T*>(take_bytes(bytes));
   }
 
-  // Runs function(table, lane) on every lane, or once on the device that holds `first`; what it
-  // launches there is in order with the caller's other work.
+  // Refuses a product of a type that the device of `x` does not multiply.
+  void check_product(const Arg& x) const;
+
+  // Runs function(table, lane) on every lane, or once on the device that holds the arguments (null:
+  // not given); what it launches there is in order with the caller's other work.
   template <typename Function>
-  void run(const Arg& first, const Function& function) {
+  void run(std::initializer_list<const Arg*> arguments, const Function& function) {
     const auto work = [](const void* data, const KernelTable& table, const Lane& lane) {
       (*static_cast<const Function*>(data))(table, lane);
     };
-    run_raw(first.device(), work, &function);
+    run_raw(device_of(arguments), work, &function);
   }
 
  private:
   using Work = void (*)(const void*, const KernelTable&, const Lane&);
   void* take_bytes(int64_t bytes);
+  static int device_of(std::initializer_list<const Arg*> arguments);
   void run_raw(int device, Work work, const void* data);
 
   const char* const op_;

@@ -188,9 +188,10 @@ def step_bytes(config: GPT2Config, precision: str, positions: Sequence[int]) -> 
 
 
 def minimum_bytes(config: GPT2Config, precision: str, positions: Sequence[int]) -> int:
-    """What physics asks for: every matrix once, the cached keys and values, the new ones.
+    """What physics asks for: every parameter once, the cached keys and values, the new ones.
 
-    12 L C^2 + V C weights (for an inner width of 4 C) and their scales; 4 L C bytes a position.
+    12 L C^2 + V C weights (for an inner width of 4 C) and their scales; biases and norms in
+    float32; 4 L C bytes a position.
     """
     width, inner = config.n_embd, config.inner_size
     matrices = [(width, 3 * width), (width, width), (width, inner), (inner, width)]
@@ -198,5 +199,6 @@ def minimum_bytes(config: GPT2Config, precision: str, positions: Sequence[int]) 
     weights = sum(
         n * k * WEIGHT_BITS[precision] // 8 + scale_bytes(precision, n, k) for n, k in matrices
     )
+    vectors = sum(shape[0] for shape in config.tensor_shapes().values() if len(shape) == 1)
     cached = sum(positions) + len(positions)  # read, and appended
-    return weights + 4 * width * config.n_layer * cached
+    return weights + 4 * vectors + 4 * width * config.n_layer * cached

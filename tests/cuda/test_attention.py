@@ -138,6 +138,13 @@ def test_lengths(simt: Any, schedule: str, length: int, way: str, name: str) -> 
     assert_accurate(simt, [prompt(2, length, rows, 64, name)], way, 0.125)
 
 
+@each_way
+@pytest.mark.parametrize("length", [15, 16, 17, 47, 62, 63, 64, 65, 127, 128, 129, 255, 319])
+def test_one_query(simt: Any, schedule: str, length: int, way: str) -> None:
+    """What lies in the last page behind the only query is NaN, and weighs nothing."""
+    assert_accurate(simt, [prompt(2, length, 1, 32)], way, 32**-0.5)
+
+
 @each_type
 @pytest.mark.parametrize("rows", [1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129])
 def test_whole_prompts(simt: Any, schedule: str, rows: int, name: str) -> None:
@@ -199,16 +206,20 @@ def test_scale_counts(simt: Any, schedule: str, scale: float, way: str) -> None:
 
 
 @each_way
-def test_scores_of_minus_infinity(simt: Any, schedule: str, way: str) -> None:
+@pytest.mark.parametrize("hidden", [(0, 64), (64, 128), (0, 128), (128, 200)])
+def test_scores_of_minus_infinity(
+    simt: Any, schedule: str, hidden: tuple[int, int], way: str
+) -> None:
     """A chunk of which the query sees nothing counts nothing; all of them together are NaN."""
     p = prompt(2, 200, 1, 32)
     p.q[:] = p.q.abs()
-    p.k[:, 64:128] = -torch.inf
+    first, last = hidden
+    p.k[:, first:last] = -torch.inf
     p.k[1] = -torch.inf
 
     out = attend(simt, [p], way)[0]
 
-    left = [torch.cat([x[:1, :64], x[:1, 128:]], 1) for x in (p.k, p.v)]
+    left = [torch.cat([x[:1, :first], x[:1, last:]], 1) for x in (p.k, p.v)]
     own, truth = Prompt(p.q[:1], *left).expected(32**-0.5)
     assert_as_accurate_as_torch(out[:1].contiguous(), own, truth)
     assert out[1].isnan().all()

@@ -60,9 +60,10 @@ def test_what_is_missing_is_said_and_auto_takes_the_cpu(
         _C.cuda_devices()
     assert str(choose("auto", "bf16")) == "cpu"
     with pytest.raises(
-        ParameterError, match=r"one of fp32, bf16, got 'int8' on cpu.*device 'cuda' is"
+        ParameterError, match=r"of fp32, bf16, int8, int4, got 'fp16' on cpu.*device 'cuda' is"
     ):
-        choose("auto", "int8")
+        choose("auto", "fp16")
+    assert str(choose("auto", "int8")) == "cpu"
 
 
 def test_devices_are_described() -> None:
@@ -90,7 +91,7 @@ def test_device_names(simt: Any) -> None:
             make(device=name)
     with pytest.raises(ParameterError, match=r"one of bf16, fp16, int8, int4, got 'fp32' on cuda"):
         make(precision="fp32")
-    with pytest.raises(ParameterError, match=r"one of fp32, bf16, got 'fp16' on cpu"):
+    with pytest.raises(ParameterError, match=r"one of fp32, bf16, int8, int4, got 'fp16' on cpu"):
         make(device="cpu")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -72,7 +73,7 @@ SHAPES = {
 
 def dequantised(source: SpreadSource, precision: str) -> SpreadSource:
     """The same parameters with every matrix as the quantised engine holds it."""
-    replace: dict[str, npt.NDArray[Any]] = {}
+    changed: dict[str, npt.NDArray[Any]] = {}
     for name, size in source.config.tensor_shapes().items():
         if len(size) != 2 or name == "wpe.weight":
             continue
@@ -84,8 +85,8 @@ def dequantised(source: SpreadSource, precision: str) -> SpreadSource:
         wide = (scales.astype(np.uint32) << 16).view(np.float32)
         group = q.shape[1] // scales.shape[1]
         matrix = (q * np.repeat(wide, group, axis=1))[:, : rows.shape[1]].astype(np.float32)
-        replace[name] = np.ascontiguousarray(matrix.T) if by_input else matrix
-    return SpreadSource(source.config, 2, spread=0.2, replace=replace)
+        changed[name] = np.ascontiguousarray(matrix.T) if by_input else matrix
+    return SpreadSource(source.config, 2, spread=0.2, replace=changed)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -111,6 +112,27 @@ def test_greedy_tokens_are_those_of_float64(size: str, precision: str) -> None:
     prompt = random_ids(source.config, 5)
     with model_of(source, precision=precision, device="cuda", max_batch=2) as model:
         drawn = model.generate(prompt, max_new_tokens=20, temperature=0, ignore_eos=True).token_ids
+    assert assert_greedy(source, precision, prompt, drawn) >= 5
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_greedy_tokens_of_a_batch(precision: str) -> None:
+    """Prompts of every kind of length at once, longer than one step: decode steps run beside chunks
+    of prompts, and who is done makes room."""
+    config, count = replace(few_heads("124M"), n_ctx=160), 16
+    source = SpreadSource(config, seed=2, spread=0.2)
+    prompts = [random_ids(config, 1 + 37 * i % 97) for i in range(count)]
+    with model_of(source, precision=precision, device="cuda", max_batch=(count + 1) // 2) as model:
+        drawn = model.generate(prompts, max_new_tokens=8, temperature=0, ignore_eos=True)
+    checked = [
+        assert_greedy(source, precision, prompt, each.token_ids)
+        for prompt, each in zip(prompts, drawn, strict=True)
+    ]
+    assert sum(checked) >= 2 * count
+
+
+def assert_greedy(source: Any, precision: str, prompt: list[int], drawn: list[int]) -> int:
+    """How many tokens float64 had no doubt about; they are its own."""
     same = dequantised(source, precision) if precision in {"int8", "int4"} else source
     theirs = transformers_logits(same, prompt + drawn, PRECISIONS[precision]).double()
     truth = transformers_logits(same, prompt + drawn, torch.float64)
@@ -123,7 +145,7 @@ def test_greedy_tokens_are_those_of_float64(size: str, precision: str) -> None:
         if best - second > 2 * error:
             assert token == int(truth[row].argmax())
             checked += 1
-    assert checked >= 5
+    return checked
 
 
 @lru_cache(maxsize=4)

@@ -89,7 +89,7 @@ def assert_accurate(h: Head, asked: list[int], logits: Array) -> None:
 
 
 @each_precision
-@pytest.mark.parametrize("C", [768, 1600])
+@pytest.mark.parametrize("C", [768, 1024, 1280, 1600])
 @pytest.mark.parametrize("R", [1, 8, 40])
 def test_accuracy(simt: Any, precision: str, C: int, R: int) -> None:
     """R rows: one tile of tokens that the block normalises, four that another kernel did, two

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpt2_fast import _C, ParameterError, reference
+from gpt2_fast import _C, DeviceError, ParameterError, reference
 from tests.accuracy import assert_as_accurate_as_torch
 from tests.cuda.arrays import DTYPES, array_of, normal, tensor_of, unwritten
 from tests.cuda.cuda_array import ON_CUDA, CudaArray
@@ -206,6 +206,40 @@ def test_what_is_refused() -> None:
     q = on_cuda(normal(1, 1, 2, 136).half())
     with pytest.raises(ParameterError, match=r"head size of at most 128 on CUDA, got 136"):
         _C.attention_prefill(q, q, q, 1.0, q, ON_CUDA)
+
+
+def test_arguments_on_different_devices_are_refused() -> None:
+    x, weight, vector = (normal(*shape).half() for shape in ((4, 32), (8, 32), (32,)))
+    here = CudaArray(x.numpy())
+    there = CudaArray(weight.numpy(), device=1)
+    out = CudaArray(np.empty((4, 8), np.float16))
+    with pytest.raises(ParameterError, match=r"^linear: weight must be on cuda:0, got cuda:1$"):
+        _C.linear(here, there, None, None, False, out, ON_CUDA)
+    with pytest.raises(ParameterError, match=r"^gelu: out must be on cuda:1, got cuda:0$"):
+        _C.gelu(CudaArray(x.numpy(), device=1), here, ON_CUDA)
+    bias = CudaArray(vector.float().numpy(), device=1)
+    scale = CudaArray(vector.float().numpy())
+    with pytest.raises(ParameterError, match=r"^layernorm: bias must be on cuda:0, got cuda:1$"):
+        _C.layernorm(here, scale, bias, 1e-5, here, ON_CUDA)
+    bias8 = CudaArray(np.zeros(8, np.float32), device=1)
+    with pytest.raises(ParameterError, match=r"^linear: bias must be on cuda:0, got cuda:1$"):
+        _C.linear(here, CudaArray(weight.numpy()), bias8, None, False, out, ON_CUDA)
+
+
+def test_products_that_a_device_lacks_are_refused(simt: Any) -> None:
+    simt.set_device(major=7, minor=5)
+    x, weight = normal(4, 32), normal(8, 32)
+    out = empty(4, 8, dtype=torch.bfloat16)
+    message = r"device 'cuda:0': compute capability 7\.5 has no bfloat16 products; use float16"
+    narrow = on_cuda(x.bfloat16()), on_cuda(weight.bfloat16())
+    with pytest.raises(DeviceError, match="^linear: " + message):
+        _C.linear(*narrow, None, None, False, out, ON_CUDA)
+    q = on_cuda(normal(1, 1, 2, 32).bfloat16())
+    with pytest.raises(DeviceError, match="^attention_prefill: " + message):
+        _C.attention_prefill(q, q, q, 1.0, q, ON_CUDA)
+    half = empty(4, 8, dtype=torch.float16)
+    _C.linear(on_cuda(x.half()), on_cuda(weight.half()), None, None, False, half, ON_CUDA)
+    simt.set_device()
 
 
 def test_nothing_to_do() -> None:

@@ -227,6 +227,30 @@ def test_inputs_too_many_for_one_block_have_the_same_bits(simt: Any, inputs: int
     assert_as_accurate_as_torch(tensor_of(together, torch.float32), theirs, truth)
 
 
+@each_precision
+@pytest.mark.parametrize("inputs", [72, 264])
+def test_blocks_of_several_tiles_have_the_same_bits(
+    simt: Any, schedule: str, inputs: int, precision: str
+) -> None:
+    """As many outputs as the larger sizes have: with 9 rows and more a block takes two tiles."""
+    outputs = 256 * 16 + 1  # the last block has one tile, and that one output
+    packed, bias = pack(simt, weight_of(outputs, inputs), precision), normal(outputs, seed=4)
+    x = normal(12, inputs, seed=6).to(activations(precision))
+    residual = residual_of(12, outputs, seed=5)
+    before = simt.stats()["blocks"]
+
+    together = linear_residual(simt, packed, bias, x, residual)
+
+    assert simt.stats()["blocks"] - before == 129
+    some = [11, 0, 8]
+    alone = linear_residual(simt, packed, bias, x[some], residual[some])
+    assert simt.stats()["blocks"] - before == 129 + 257
+    np.testing.assert_array_equal(together[some], alone)
+    truth = residual.double() + x.double() @ packed.weight().T + bias.double()
+    theirs = residual + reference.linear(x.float(), packed.weight().float(), bias)
+    assert_as_accurate_as_torch(tensor_of(together, torch.float32), theirs, truth)
+
+
 @dataclass
 class Cache:
     """Blocks of two layers, all 0xFF, and where rows go."""

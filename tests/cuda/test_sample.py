@@ -354,6 +354,24 @@ def test_a_wide_row_of_one_value(simt: Any, filters: dict[str, Any]) -> None:
         assert_as_expected(simt, logits, keyed(2, **filters))
 
 
+def test_tokens_exactly_at_a_bound_of_the_search(simt: Any) -> None:
+    """Distances in bits of which the search looks at 1/2 first, where 800 tokens are."""
+    counts = {0.0: 1, 0.375: 1400, 0.5: 800, 0.75: 900, 1.0: 900}
+    row = np.concatenate([np.full(n, -bits, np.float32) for bits, n in counts.items()])
+    row = np.random.default_rng(1).permutation(row)
+    temperature = float(np.float32(1.44269504))  # log2(e): a logit is its distance in bits
+    for k in (2201, 2202, 3102):
+        assert_as_expected(simt, np.tile(row, (12, 1)), keyed(12, temperature=temperature, top_k=k))
+
+
+def test_the_second_search_does_not_see_the_list_of_the_first(simt: Any) -> None:
+    """Token 3 stands in the fourth place of the list of all; of the three that are left, none."""
+    p = np.array([0.1, 0.3, 0.05, 0.25, 0.2, 0.05, 0.04, 0.01])
+    rows = [{"seed": r, "top_k": 3, "top_p": 0.8} for r in range(60)]  # all three: 0.55 < 0.6
+    drawn = draw(simt, np.tile(np.log(p).astype(np.float32), (60, 1)), rows)[0]
+    assert set(drawn.tolist()) == {1, 3, 4}
+
+
 def test_targets(simt: Any) -> None:
     """Nothing is drawn; the log-probability is that of the model, whatever else is asked."""
     logits = logits_of(40, 1000)

@@ -1,5 +1,5 @@
 // Runs kernels of one instruction set on fixed data and prints a checksum of each result, so that
-// tests/native/test_neon.py can compare processors that do not live in the same machine.
+// tests/native/test_elsewhere.py can compare processors that do not live in the same machine.
 #include <cstdio>
 #include <cstring>
 #include <string>
@@ -40,12 +40,16 @@ std::vector<T> filled(size_t count, float scale) {
 }
 
 template <typename T>
-void report(const char* name, DType type, const std::vector<T>& data) {
+void report(const char* name, const char* type, const std::vector<T>& data) {
   uint64_t hash = 14695981039346656037ull;
   const auto* const bytes = reinterpret_cast<const unsigned char*>(data.data());
   for (size_t i = 0; i < data.size() * sizeof(T); ++i) hash = (hash ^ bytes[i]) * 1099511628211ull;
-  std::printf("%s %s %016llx\n", name, type == DType::kF32 ? "fp32" : "bf16",
-              static_cast<unsigned long long>(hash));
+  std::printf("%s %s %016llx\n", name, type, static_cast<unsigned long long>(hash));
+}
+
+template <typename T>
+void report(const char* name, DType type, const std::vector<T>& data) {
+  report(name, type == DType::kF32 ? "fp32" : "bf16", data);
 }
 
 template <typename T>
@@ -99,6 +103,34 @@ void run(const gpt2f::KernelTable& table, DType type) {
   }
 }
 
+// Every height of a tile; a width that fills neither a group nor a panel; a spoilt row.
+void run_quantized(const gpt2f::KernelTable& table, gpt2f::Precision precision, const char* name) {
+  const gpt2f::Lane lane;
+  const int64_t most = 9, k = 331, n = 77, stride = 336;
+  const auto weight = filled<float>(n * k, 0.1f);
+  auto bias = filled<float>(80, 1);
+  std::vector<uint32_t> words(static_cast<size_t>(table.linear_words(precision, k, n)));
+  const gpt2f::PackedLinear linear{words.data(), bias.data(), k, n};
+  std::atomic<int64_t> bad{INT64_MAX};
+  table.pack({precision, weight.data(), DType::kF32, 1, k, linear, &bad}, lane);
+  report("pack", name, words);
+  auto x = filled<uint16_t>(most * stride, 3);
+  for (int64_t i = 0; i < most * stride; ++i) {
+    if (i % stride >= k) x[static_cast<size_t>(i)] = 0;
+  }
+  x[8 * stride + 70] = 0x7F80;  // infinity
+  std::vector<float> scratch(static_cast<size_t>(gpt2f::scratch_floats(1024)));
+  std::vector<uint32_t> operand(
+      static_cast<size_t>(gpt2f::kRowBlock * table.quantized_row_words(precision, k)));
+  for (int64_t rows = 1; rows <= most; ++rows) {
+    std::vector<float> residual(static_cast<size_t>(rows * 80), 0.5f);
+    table.linear_residual({precision, x.data(), stride, linear, operand.data(), residual.data(), 80,
+                           rows, scratch.data(), 1024},
+                          lane);
+    report("linear_residual", name, residual);
+  }
+}
+
 void run_sample(const gpt2f::KernelTable& table) {
   const int64_t rows = 40, vocab = 1003;
   auto logits = filled<float>(rows * vocab, 6);
@@ -128,5 +160,7 @@ int main() {
   const gpt2f::KernelTable& table = *gpt2f::GPT2F_TABLE();
   run<float>(table, DType::kF32);
   run<uint16_t>(table, DType::kBF16);
+  run_quantized(table, gpt2f::Precision::kInt8, "int8");
+  run_quantized(table, gpt2f::Precision::kInt4, "int4");
   run_sample(table);
 }

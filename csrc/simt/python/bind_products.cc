@@ -77,6 +77,7 @@ void linear_residual(const std::string& precision, const py::array& x, const py:
                           data<uint16_t>(x),
                           x.shape(1),
                           linear_of(words, bias, inputs, outputs),
+                          nullptr,
                           data<float>(residual),
                           residual.shape(1),
                           x.shape(0),

@@ -1,0 +1,217 @@
+// quantized: int8 and int4 products. Rows of activations become groups of 8-bit integers with a
+// scale each, as the weights are; a group's sum of products is an exact integer.
+//
+// Maths    y[n] = sum over groups g of s[g] t[n, g] (sum of q[k] p[n, k], k in g): s, q of the row,
+//          t, p of the weights (engine/quantize.h). q = round(x / s), s = largest magnitude / 127.
+// Layout   weights [group of panels][group along K][panel][bytes], then the scales of that step
+//          [panel][16 outputs] in bfloat16, so that a lane reads one contiguous stream. int8: bytes
+//          p + 128, [16][16 outputs][4 k]. int4: nibbles p + 8, [4][16 outputs][4 k], the low
+//          halves k = 8 i ... 8 i + 3, the high ones the four behind them.
+//          A row: for each group the integers, the scale, and -128 or -8 times their sum: what the
+//          bytes are too large by.
+// Work     that of product.inl.h.
+// Traffic  8.25 or 4.5 bits a weight: 1056 or 576 bytes for 64 inputs of 16 outputs.
+// Numerics integers have one sum whatever the order, so every instruction set takes its own way;
+//          then one fused multiply-add a group, in order of K. Each of them: float(sum) (exact),
+//          times s t, rounded once.
+#pragma once
+
+namespace {
+
+constexpr Precision kInt8 = Precision::kInt8;
+constexpr Precision kInt4 = Precision::kInt4;
+
+// The precision of what a stage of precision P keeps between products.
+template <Precision P>
+constexpr Precision kActivations = P == kFp32 ? kFp32 : kBf16;
+
+// Steps along K of a packed matrix and of the rows that it is multiplied with.
+template <Precision P>
+struct Steps {
+  static constexpr bool kQuantized = false;
+  static constexpr int64_t kPanelWords = kLanes;  // of one panel
+  static constexpr int64_t kOperandWords = 1;  // of one row
+  static constexpr int64_t kBlock = gpt2f::kBlockElements / gpt2f::word_elements(P);
+  static int64_t count(int64_t inputs) { return gpt2f::words(P, inputs); }
+};
+
+template <Precision P, int64_t kSize, int64_t kBytes, int64_t kIntegerWords>
+struct QuantizedSteps {
+  static constexpr bool kQuantized = true;
+  static constexpr int64_t kGroup = kSize;
+  static constexpr int64_t kPanelBytes = kBytes;  // scales apart
+  static constexpr int64_t kIntegers = kIntegerWords;  // words of a row's integers
+  static constexpr int64_t kPanelWords = kBytes / 4 + kLanes / 2;
+  static constexpr int64_t kOperandWords = kIntegerWords + 2;
+  static constexpr int64_t kBlock = 256 / kSize;
+  static int64_t count(int64_t inputs) { return round_up(inputs, 64) / kSize; }
+};
+template <>
+struct Steps<kInt8> : QuantizedSteps<kInt8, 64, 1024, kDot16 ? 32 : 16> {};
+template <>
+struct Steps<kInt4> : QuantizedSteps<kInt4, 32, 256, 8> {};
+
+// One row on its way into groups, sixteen elements at a time.
+template <Precision P>
+class GroupWriter {
+ public:
+  explicit GroupWriter(uint32_t* row) : to_(row) {}
+
+  void put(F values) {
+    fstore(pending_ + filled_, values);
+    filled_ += 16;
+    if (filled_ == S::kGroup) flush();
+  }
+  // Zeros up to the last group of a row of `inputs`.
+  void finish(int64_t inputs) {
+    const int64_t all = S::count(inputs) * S::kGroup;
+    for (int64_t k = round_up(inputs, 16); k < all; k += 16) put(fset(0.0f));
+  }
+
+ private:
+  using S = Steps<P>;
+  static constexpr bool kWide = P == kInt8 && kDot16;
+
+  // What is not finite makes its whole group, and so the row's results, NaN.
+  void flush() {
+    filled_ = 0;
+    F top = fset(0.0f), spoilt = fset(0.0f);
+    for (int i = 0; i < S::kGroup; i += 16) {
+      const F x = fload(pending_ + i);
+      top = fmax(as_f(uand(as_u(x), uset(0x7FFFFFFFu))), top);
+      spoilt = fadd(spoilt, fsub(x, x));
+    }
+    float each[16];
+    lanes(top, each);
+    float most = each[0];
+    for (int i = 1; i < 16; ++i) most = each[i] > most ? each[i] : most;
+    const bool finite = fsum(spoilt) == 0.0f;
+    const bool some = finite && most >= 0x1p-100f;
+    const F inverse = fset(some ? 127.0f / most : 0.0f);
+    F total = fset(0.0f);
+    for (int i = 0; i < S::kGroup; i += 16) {
+      const F x = some ? fload(pending_ + i) : fset(0.0f);
+      const F q = fround(fmul(x, inverse));
+      total = fadd(total, q);
+      if constexpr (kWide) {
+        bf16_store_words(reinterpret_cast<uint16_t*>(to_) + i, ushl<16>(to_u(q)));
+      } else {
+        store_bytes(reinterpret_cast<uint8_t*>(to_) + i, to_u(q));
+      }
+    }
+    const float scale = finite ? (some ? most / 127.0f : 0.0f) : __builtin_nanf("");
+    __builtin_memcpy(to_ + S::kIntegers, &scale, sizeof scale);
+    const int32_t sum = static_cast<int32_t>(fsum(total));  // exact
+    to_[S::kIntegers + 1] = static_cast<uint32_t>((P == kInt8 ? -128 : -8) * sum);
+    to_ += S::kOperandWords;
+  }
+
+  uint32_t* to_;
+  int filled_ = 0;
+  alignas(64) float pending_[S::kGroup];
+};
+
+// Words of one row of a product's operand; of the other precisions rows are what they are.
+inline int64_t quantized_row_words(Precision p, int64_t inputs) {
+  return p == kInt8   ? Steps<kInt8>::count(inputs) * Steps<kInt8>::kOperandWords
+         : p == kInt4 ? Steps<kInt4>::count(inputs) * Steps<kInt4>::kOperandWords
+                      : 0;
+}
+
+// The rows of a product, as words.
+struct Operand {
+  const uint32_t* words;
+  int64_t row;  // words from one to the next
+};
+
+// Few rows are prepared by every lane for itself, which is quicker than waiting for each other: a
+// buffer for kRowBlock rows holds these copies. Otherwise rows are split and the lanes meet.
+struct Preparation {
+  bool own;
+  Range mine;
+  int64_t first;  // row of the buffer where this lane's copy begins
+
+  Preparation(int64_t rows, const Lane& lane)
+      : own(rows <= 4 && rows * lane.size <= gpt2f::kRowBlock),
+        mine(own ? Range{0, rows} : share(rows, 1, lane)),
+        first(own ? lane.rank * rows : 0) {}
+  void meet(const Lane& lane) const {
+    if (!own) lane.sync();
+  }
+};
+
+// Rows of activations as a product of precision P takes them; `buffer` is for kRowBlock of them.
+template <Precision P>
+Operand operand_of(const void* x, int64_t stride, int64_t rows, int64_t inputs, void* buffer,
+                   const Lane& lane) {
+  if constexpr (!Steps<P>::kQuantized) {
+    return {static_cast<const uint32_t*>(x), stride / gpt2f::word_elements(P)};
+  } else {
+    const int64_t row = quantized_row_words(P, inputs);
+    const Preparation todo(rows, lane);
+    uint32_t* const to = static_cast<uint32_t*>(buffer) + todo.first * row;
+    for (int64_t r = todo.mine.begin; r < todo.mine.end; ++r) {
+      const uint16_t* const from = static_cast<const uint16_t*>(x) + r * stride;
+      GroupWriter<P> writer(to + r * row);
+      for (int64_t c = 0; c < inputs; c += 16) writer.put(load16(from + c, inputs - c));
+      writer.finish(inputs);
+    }
+    todo.meet(lane);
+    return {to, row};
+  }
+}
+
+// Adds `steps` groups to the sums of R rows and N panels. `w` is the first panel's part of the
+// first step, `panel` of the `panels` that lie side by side there.
+template <Precision P, int R, int N>
+[[gnu::always_inline]] inline void add_groups(const uint32_t* w, int64_t panel, int64_t panels,
+                                              const uint32_t* x, int64_t x_row, int64_t steps,
+                                              F (&acc)[R][N]) {
+  using S = Steps<P>;
+  for (int64_t g = 0; g < steps; ++g) {
+    U sums[R][N];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const U correction = uset(x[r * x_row + S::kIntegers + 1]);
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) sums[r][n] = correction;
+    }
+    const uint8_t* const bytes = reinterpret_cast<const uint8_t*>(w);
+    if constexpr (P == kInt8) {
+      dot_bytes<R, N>(bytes + panel * S::kPanelBytes, x, x_row, sums);
+    } else {
+      dot_nibbles<R, N>(bytes + panel * S::kPanelBytes, x, x_row, sums);
+    }
+    const uint16_t* const scales =
+        reinterpret_cast<const uint16_t*>(bytes + panels * S::kPanelBytes) + panel * kLanes;
+    F scale[N];
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) scale[n] = bf16_load(scales + n * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const F s = as_f(uset(x[r * x_row + S::kIntegers]));
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) {
+        acc[r][n] = ffma(to_f(sums[r][n]), fmul(s, scale[n]), acc[r][n]);
+      }
+    }
+    w += panels * S::kPanelWords;
+    x += S::kOperandWords;
+  }
+}
+
+// One weight of a packed matrix, for the embedding.
+template <Precision P>
+inline float packed_weight(const uint32_t* step, int64_t panels, int64_t panel, int64_t lane,
+                           int64_t k) {
+  using S = Steps<P>;
+  const uint8_t* const bytes = reinterpret_cast<const uint8_t*>(step);
+  const int64_t per_row = P == kInt8 ? 4 : 8;
+  const uint8_t byte = bytes[panel * S::kPanelBytes + k / per_row * 64 + lane * 4 + k % 4];
+  const int integer = P == kInt8 ? byte - 128 : (k % 8 < 4 ? byte & 15 : byte >> 4) - 8;
+  uint16_t scale;
+  __builtin_memcpy(&scale, bytes + panels * S::kPanelBytes + (panel * kLanes + lane) * 2, 2);
+  return static_cast<float>(integer) * gpt2f::from_bits(static_cast<uint32_t>(scale) << 16);
+}
+
+}  // namespace
