@@ -47,10 +47,10 @@ def open_folder(folder: Path, device: str, precision: str | None) -> Found:
         DeviceError: as in `gpt2_fast.device.choose`.
     """
     if not holds_prepared(folder):
-        return _ordinary(folder, device, precision or _USUAL)
+        return _ordinary(folder, device, _USUAL if precision is None else precision)
     prepared = PreparedFile(folder)
     try:
-        wanted = precision or prepared.precision
+        wanted = prepared.precision if precision is None else precision
         if holds_ordinary(folder):
             # Resolved here once: "auto" must mean the same when the model is made.
             device = str(choose(device, wanted))

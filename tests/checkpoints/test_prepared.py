@@ -174,8 +174,9 @@ def test_a_prepared_file_alone_serves_its_precision_on_the_cpu(folder: Path) -> 
             GPT2.from_pretrained(folder, device=device)
     with pytest.raises(ParameterError, match="device must be one of"):
         GPT2.from_pretrained(folder, device="tpu")
-    with pytest.raises(ParameterError, match="precision must be one of"):
-        GPT2.from_pretrained(folder, precision="int3")
+    for wrong in ("int3", "", "FP32", ["fp32"], 16):
+        with pytest.raises(ParameterError, match="precision must be one of"):
+            GPT2.from_pretrained(folder, precision=wrong)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="only a prepared model here"):
         open_checkpoint(folder)
 
