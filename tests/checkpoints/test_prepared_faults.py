@@ -199,16 +199,23 @@ def test_a_flipped_bit_is_found_wherever_it_lies(folder: Path, threads: int) -> 
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_of_several_faults_the_first_is_named(tmp_path: Path, threads: int) -> None:
+@pytest.mark.parametrize("pieces", [(6, 9, 12), (0, 4, 8, 12)], ids=["behind", "at once"])
+def test_of_several_faults_the_first_is_named(
+    pieces: tuple[int, ...], threads: int, tmp_path: Path
+) -> None:
     with GPT2.from_pretrained("builtin", precision="fp32", device="cpu") as model:
         model.save_prepared(tmp_path)  # three stretches of 4 MB and a rest
+        config = model.config.to_dict()
     data = bytearray((tmp_path / NAME).read_bytes())
-    for piece in (6, 9, 12):
+    for piece in pieces:  # the second set: every lane meets one first, at the same time
         data[(piece << 20) + 5000] ^= 4
     (tmp_path / NAME).write_bytes(data)
-    for _ in range(5):
-        with pytest.raises(CheckpointError, match=r"damaged: piece 6, bytes"):
-            GPT2.from_pretrained(tmp_path, threads=threads)
+    file = PreparedFile(tmp_path)
+    one = _C.Engine(config, "fp32", _C.default_isa(), threads, 1)
+    for _ in range(20):
+        with pytest.raises(CheckpointError, match=rf"damaged: piece {pieces[0]}, bytes"):
+            file.load_into(one)
+    file.close()
 
 
 def test_every_byte_of_the_header_counts_or_changes_nothing(folder: Path) -> None:
