@@ -23,7 +23,6 @@ from gpt2_fast.errors import CheckpointError, ParameterError
 from .huggingface import CONFIG_NAME, PREPARED_NAME, holds_weights
 from .huggingface_config import config_fields, read_config
 from .safetensors_file import SafetensorsFile
-from .save import replacing, write_description
 from .strict_json import parse_object
 
 if TYPE_CHECKING:
@@ -216,6 +215,8 @@ def save_prepared(
         ParameterError: the folder holds the weights of a model of another shape.
         CheckpointError: the folder cannot be written, or a model in it is damaged.
     """
+    from .save import replacing, write_description  # what loading has no need of
+
     described = _description_in(folder, config)
     with replacing(folder, PREPARED_NAME) as staging:
         _write(staging / PREPARED_NAME, config, precision, packed)
