@@ -72,8 +72,8 @@ examples:
 """
 
 _QUANTIZE_EXAMPLES = """\
-Writes a folder that loads in milliseconds, on the CPU, in this precision: the weights as they lie
-in memory, quantised and packed. Results are those of the model it was made from, bit for bit.
+Writes a folder that loads as fast as it is read, on the CPU, in this precision: the weights as they
+lie in memory, quantised and packed. Results are those of the model, bit for bit.
 
 examples:
   gpt2-fast quantize gpt2-xl -o gpt2-xl-int8

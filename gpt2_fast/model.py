@@ -304,7 +304,7 @@ class GPT2:
         save_pretrained(Path(folder), self.config, arrays, self.tokenizer)
 
     def save_prepared(self, folder: str | os.PathLike[str]) -> None:
-        """Write a folder that `from_pretrained` loads in milliseconds, in this precision alone.
+        """Write a folder that `from_pretrained` loads as fast as it is read, in one precision.
 
         Its `gpt2_fast.safetensors` holds the weights as the CPU engine does, so that loading
         neither packs nor quantises; the bits of every result are those of this model, on every
