@@ -7,7 +7,9 @@
 #include <cerrno>
 #include <cstring>
 #include <mutex>
+#include <sstream>
 #include <string>
+#include <utility>
 
 #include "core/crc32c.h"
 #include "core/error.h"
