@@ -11,7 +11,7 @@ from .model import GPT2
 # Models of earlier calls, so that a second call does not load again. Two are enough to compare a
 # pair; more would hold gigabytes that nobody asked to keep.
 _KEPT = 2
-_models: OrderedDict[tuple[str, str, str, int | None], GPT2] = OrderedDict()
+_models: OrderedDict[tuple[str, str, str | None, int | None], GPT2] = OrderedDict()
 _lock = Lock()
 
 
@@ -21,7 +21,7 @@ def generate(
     *,
     stream: bool = False,
     device: str = "auto",
-    precision: str = "bf16",
+    precision: str | None = None,
     threads: int | None = None,
     **sampling: Any,
 ) -> Any:
@@ -46,7 +46,7 @@ def generate(
     return loaded.stream(prompt, **sampling) if stream else loaded.generate(prompt, **sampling)
 
 
-def _load(name: str, device: str, precision: str, threads: int | None) -> GPT2:
+def _load(name: str, device: str, precision: str | None, threads: int | None) -> GPT2:
     key = (name, device, precision, threads)
     with _lock:
         if key not in _models:

@@ -1,4 +1,4 @@
-"""The `gpt2-fast` command: generate, score, info, doctor, bench. See docs/cli.md.
+"""The `gpt2-fast` command: generate, score, quantize, info, doctor, bench. See docs/cli.md.
 
 Words are parsed by argparse, and rich is imported for tables only: typer takes four times as long
 to import, which would delay the first token by a fifth.
@@ -39,6 +39,7 @@ examples:
   gpt2-fast generate "Once upon a time" -n 100
   gpt2-fast generate "Once upon a time" --model gpt2 --temperature 0.8 --top-p 0.95
   echo "It was a truth universally acknowledged" | gpt2-fast score -
+  gpt2-fast quantize gpt2-xl -o gpt2-xl-int8
   gpt2-fast info --model gpt2-xl
   gpt2-fast doctor
   gpt2-fast bench --device cuda
@@ -67,6 +68,17 @@ examples:
   gpt2-fast score "She was obliged to leave her."
   gpt2-fast score --bos --model gpt2 - < chapter.txt
   gpt2-fast score --json "To be, or not to be" | jq .perplexity
+
+"""
+
+_QUANTIZE_EXAMPLES = """\
+Writes a folder that loads as fast as it is read, on the CPU, in this precision: the weights as they
+lie in memory, quantised and packed. Results are those of the model, bit for bit.
+
+examples:
+  gpt2-fast quantize gpt2-xl -o gpt2-xl-int8
+  gpt2-fast quantize ./my-model --precision int4 -o ./my-model-int4
+  gpt2-fast generate "Once upon a time" --model gpt2-xl-int8
 
 """
 
@@ -156,6 +168,9 @@ def _parser() -> _Parser:
     score.add_argument("text", metavar="TEXT", help="what to score; - reads standard input")
     score.add_argument("--bos", action="store_true", help="score the first token as well")
     _model_options(score)
+    _quantize_options(
+        command("quantize", _quantize, "prepare a model to load at once", _QUANTIZE_EXAMPLES)
+    )
     info = command("info", _info, "describe the build, this machine and a model", _INFO_EXAMPLES)
     info.add_argument("-m", "--model", metavar="NAME", help="a model to describe as well")
     command("doctor", _doctor, "check every kernel on this machine", _DOCTOR_EXAMPLES)
@@ -189,12 +204,21 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--precision",
-        default="bf16",
         metavar="P",
-        help="fp32, bf16, int8, int4; on CUDA bf16, fp16, int8, int4",
+        help="fp32, bf16, int8, int4; on CUDA bf16, fp16, int8, int4 (what the model was prepared "
+        "in, else bf16)",
     )
     add("--threads", type=int, metavar="N", help="processor threads (all this process may use)")
     add("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:1 (auto)")
+
+
+def _quantize_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="NAME", help="what to prepare: as --model of generate")
+    add("-o", "--out", type=Path, required=True, metavar="FOLDER", help="where to write it")
+    add("--precision", default="int8", metavar="P", help="fp32, bf16, int8 or int4 (int8)")
+    add("--threads", type=int, metavar="N", help="processor threads (all this process may use)")
+    add("--force", action="store_true", help="replace a prepared model that is there")
 
 
 def _bench_options(parser: argparse.ArgumentParser) -> None:
@@ -344,6 +368,24 @@ def _score(arguments: argparse.Namespace) -> int:
         terminal.json_line(facts)
     else:
         write_score(facts)
+    return OK
+
+
+def _quantize(arguments: argparse.Namespace) -> int:
+    from .quantize import quantize, summary
+
+    _warn_of_threads(arguments.threads)
+    facts = quantize(
+        arguments.model,
+        arguments.out,
+        precision=arguments.precision,
+        threads=arguments.threads,
+        force=arguments.force,
+    )
+    if arguments.json:
+        terminal.json_line(facts)
+    else:
+        terminal.line(terminal.visible(summary(facts)))
     return OK
 
 

@@ -75,33 +75,51 @@ def model_facts(name: str) -> dict[str, Any]:
 
     Returns:
         Shape, parameters, bytes per precision (as `gpt2_fast.plan` says, for one sequence), files,
-        and what its card says. Of a published name that is no folder here: what is published.
+        the prepared file if there is one, and what its card says. Of a published name that is no
+        folder here: what is published.
 
     Raises:
         ParameterError, CheckpointError, DownloadError: as in `GPT2.from_pretrained`.
     """
-    from .checkpoints import open_checkpoint
     from .checkpoints.hub import resolve
 
     if name in _NAMED and not Path(name).is_dir():
         config = _NAMED[name]
         card: dict[str, str | None] = dict(_DISTIL_CARD if name == "distilgpt2" else _OPENAI_CARD)
-        files: dict[str, Any] = {"folder": None, "format": None, "stored_as": None}
+        files: dict[str, Any] = dict.fromkeys(("folder", "format", "stored_as", "prepared"))
     else:
         folder = resolve(name)
-        with open_checkpoint(folder) as checkpoint:
-            config = checkpoint.config
-            stored = sorted({view.dtype for view in checkpoint.tensors.values()})
-            files = {"folder": str(folder), "format": checkpoint.format, "stored_as": stored}
+        config, files = _folder_facts(folder)
         card = _card(folder)
     return {
         "name": name,
         "parameters": config.parameters,
         "config": config.to_dict(),
-        "plan": _plans(config),
+        "plan": _plans(config, files),
         **files,
         **card,
     }
+
+
+def _folder_facts(folder: Path) -> tuple[GPT2Config, dict[str, Any]]:
+    """Shape and files of a folder, from their headers."""
+    from .checkpoints import open_checkpoint
+    from .checkpoints.prepared import PreparedFile, holds_ordinary, holds_prepared
+
+    facts: dict[str, Any] = {"folder": str(folder), "prepared": None}
+    if holds_prepared(folder):
+        file = PreparedFile(folder)
+        file.close()
+        facts["prepared"] = {
+            "precision": file.precision,
+            "layout": file.layout,
+            "bytes": file.nbytes,
+        }
+        if not holds_ordinary(folder):
+            return file.config, facts | {"format": "prepared", "stored_as": [file.precision]}
+    with open_checkpoint(folder) as checkpoint:
+        stored = sorted({view.dtype for view in checkpoint.tensors.values()})
+        return checkpoint.config, facts | {"format": checkpoint.format, "stored_as": stored}
 
 
 def write_info(model: str | None, *, as_json: bool) -> None:
@@ -134,13 +152,12 @@ def _threads(count: int) -> tuple[int, str]:
     return count, "all processors"
 
 
-def _plans(config: GPT2Config) -> dict[str, dict[str, int]]:
+def _plans(config: GPT2Config, files: dict[str, Any]) -> dict[str, dict[str, int]]:
     from .device import PRECISIONS
     from .model import plan
 
-    plans = {
-        precision: plan(config, precision=precision, max_batch=1) for precision in PRECISIONS["cpu"]
-    }
+    possible = files["stored_as"] if files["format"] == "prepared" else PRECISIONS["cpu"]
+    plans = {precision: plan(config, precision=precision, max_batch=1) for precision in possible}
     return {name: {**asdict(sizes), "total": sizes.total} for name, sizes in plans.items()}
 
 
@@ -227,12 +244,17 @@ def _model_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         )
         for precision, sizes in facts["plan"].items()
     ]
+    prepared = []
+    if file := facts["prepared"]:
+        size = terminal.size(file["bytes"])
+        prepared = [("prepared", f"{file['precision']}, layout {file['layout']}, {size}")]
     return [
         ("model", facts["name"]),
         ("parameters", f"{terminal.count(facts['parameters'])} ({facts['parameters']:,})"),
         ("shape", shape),
         *memory,
         ("files", where + stored),
+        *prepared,
         ("model card", facts["card"] or "none in this folder"),
         ("licence", facts["licence"] or "not stated in this folder"),
         ("source texts", facts["source_texts"] or "not stated in this folder"),

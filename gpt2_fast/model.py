@@ -16,7 +16,7 @@ from .device import PRECISIONS, choose
 from .errors import ParameterError
 from .results import Generation, Plan, Score
 from .sampling import SamplingParams, integer
-from .sources import CheckpointSource, RandomSource, Source
+from .sources import PreparedSource, RandomSource, Source
 
 if TYPE_CHECKING:
     import os
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from .generation import Batch, TextStream
     from .prompts import Prompt
+    from .sources import Tensor
     from .tokenizer import Tokenizer
 
 Logits = npt.NDArray[np.float32]
@@ -93,6 +94,9 @@ class GPT2:
             chosen.kind,
             chosen.index,
         )
+        if isinstance(source, PreparedSource):
+            source.load_into(self._engine)
+            return
         for tensor, dtype, array, release in source.tensors():
             self._engine.load(tensor, array, dtype)
             release()
@@ -103,19 +107,20 @@ class GPT2:
         name_or_path: str | os.PathLike[str],
         *,
         device: str = "auto",
-        precision: str = "bf16",
+        precision: str | None = None,
         threads: int | None = None,
         max_batch: int = 16,
     ) -> GPT2:
         """Load a model.
 
         Args:
-            name_or_path: "builtin"; a folder in Hugging Face's or OpenAI's layout; a name on the
+            name_or_path: "builtin"; a folder in Hugging Face's or OpenAI's layout, or one that
+                `save_prepared` wrote; a name on the
                 hub (gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, owner/name); or one of
                 OpenAI's releases (124M, 355M, 774M, 1558M).
             device: "cpu", "cuda", "cuda:1", or "auto" for the best this build and machine have.
             precision: "fp32", "bf16", "int8" or "int4" on the CPU; "bf16", "fp16", "int8" or
-                "int4" on CUDA.
+                "int4" on CUDA. None takes that of the folder's prepared file, else "bf16".
             threads: processor threads; None takes what affinity and container quota allow, or
                 GPT2_FAST_THREADS.
             max_batch: most sequences that run at the same time; more prompts wait their turn.
@@ -126,27 +131,27 @@ class GPT2:
             TokenizerError: the folder's vocabulary is damaged.
             DeviceError, CapacityError, ParameterError: as their names say.
         """
-        from .checkpoints import open_checkpoint
         from .checkpoints.hub import resolve
+        from .pretrained import open_folder
         from .tokenizer import Tokenizer
 
         folder = resolve(name_or_path)
-        checkpoint = open_checkpoint(folder)
+        found = open_folder(folder, device, precision)
         try:
             tokenizer = Tokenizer.from_folder(folder)
-            if tokenizer is None and checkpoint.config.vocab_size >= Tokenizer.gpt2().vocab_size:
+            if tokenizer is None and found.source.config.vocab_size >= Tokenizer.gpt2().vocab_size:
                 tokenizer = Tokenizer.gpt2()
             return cls(
-                CheckpointSource(checkpoint),
+                found.source,
                 tokenizer,
                 name=str(name_or_path),
-                device=device,
-                precision=precision,
+                device=found.device,
+                precision=found.precision,
                 threads=threads,
                 max_batch=max_batch,
             )
         except BaseException:
-            checkpoint.close()
+            found.source.close()
             raise
 
     @classmethod
@@ -285,12 +290,35 @@ class GPT2:
         """Write a folder that `from_pretrained` and transformers load.
 
         The weights are those of the source, in its own types: loading in a narrower precision
-        loses nothing here. Files already there are replaced only once the new ones are complete.
+        loses nothing here. Files already there are replaced only once the new ones are complete;
+        a prepared file there, which held what is replaced, is removed.
+
+        Raises:
+            ParameterError: the model is closed, or came from a prepared file.
+            CheckpointError: the folder cannot be written.
         """
         from .checkpoints.save import save_pretrained
 
         self._running()
-        save_pretrained(Path(folder), self.config, self._arrays(), self.tokenizer)
+        arrays = _arrays(self._source.tensors())
+        save_pretrained(Path(folder), self.config, arrays, self.tokenizer)
+
+    def save_prepared(self, folder: str | os.PathLike[str]) -> None:
+        """Write a folder that `from_pretrained` loads as fast as it is read, in one precision.
+
+        Its `gpt2_fast.safetensors` holds the weights as the CPU engine does, so that loading
+        neither packs nor quantises; the bits of every result are those of this model, on every
+        instruction set. An ordinary model of the same shape may lie in the folder too, for other
+        precisions and devices.
+
+        Raises:
+            ParameterError: the model is closed or on CUDA, or the folder holds another one.
+            CheckpointError: the folder cannot be written.
+        """
+        from .checkpoints.prepared import save_prepared
+
+        packed = self._running().packed()
+        save_prepared(Path(folder), self.config, self.precision, packed, self.tokenizer)
 
     def close(self) -> None:
         """Give the memory back; the model cannot be used any more. Closing twice is harmless."""
@@ -317,11 +345,6 @@ class GPT2:
         if self._engine is not None and self.device == "cpu":
             state = f"{self._engine.threads} threads"
         return f"<GPT2 {self.name!r}: {millions:.1f}M parameters, {self.precision}, {state}>"
-
-    def _arrays(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-        for name, _, array, release in self._source.tensors():
-            yield name, array
-            release()
 
     def _batch(self, prompts: list[Any], names: list[str], params: SamplingParams) -> Batch:
         from .generation import Batch
@@ -411,6 +434,12 @@ def plan(
     sequences = integer("max_batch", max_batch, 1, 65536)
     sizes = _C.plan(config.to_dict(), precision, _threads(threads), sequences, device)
     return Plan(**_without_total(sizes))
+
+
+def _arrays(tensors: Iterator[Tensor]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    for name, _, array, release in tensors:
+        yield name, array
+        release()
 
 
 def _without_total(sizes: dict[str, int]) -> dict[str, int]:

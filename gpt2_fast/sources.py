@@ -1,4 +1,4 @@
-"""Where a model's parameters come from: a checkpoint on disk, or a random generator."""
+"""Where a model's parameters come from: a checkpoint or a prepared file, or a generator."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from .errors import ParameterError
+
 if TYPE_CHECKING:
+    from . import _C
     from .checkpoints import Checkpoint
+    from .checkpoints.prepared import PreparedFile
     from .config import GPT2Config
 
 #: Canonical name, stored type ("F32", "F16", "BF16"), array, and what to call when it was read.
@@ -45,6 +49,30 @@ class CheckpointSource:
     def close(self) -> None:
         """Close the checkpoint's files."""
         self._checkpoint.close()
+
+
+class PreparedSource:
+    """Packed parameters of a prepared file, which go to the engine as they are."""
+
+    def __init__(self, file: PreparedFile) -> None:
+        self.config = file.config
+        self._file = file
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Raises ParameterError: a prepared file has no parameters by name."""
+        raise ParameterError(
+            f"{self._file.path}: a prepared file, without the original weights; save_prepared "
+            "writes it again, save_pretrained needs the model it was made from"
+        )
+
+    def load_into(self, engine: _C.Engine) -> None:
+        """Read everything at once, and close the file."""
+        self._file.load_into(engine)
+        self._file.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 class RandomSource:

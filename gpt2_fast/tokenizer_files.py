@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 MAX_FILE_BYTES = 64 << 20
 END_OF_TEXT = "<|endoftext|>"
 GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+# sha256 of OpenAI's encoder.json and vocab.bpe; vocab.json and merges.txt on the hub are the same.
+GPT2_FILES_SHA256 = (
+    "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+)
 # sha256 of GPT-2's 50,000 merges as "left right\n" each: vocab.bpe without its first line.
 GPT2_MERGES_SHA256 = "ac33235097fe06d4a8fff0feac994644809e6eb6ab70669e1e9fd40ae032428e"
 
@@ -100,7 +105,14 @@ def read_vocabulary(vocab: Path, merges: Path, added: Path | None = None) -> Voc
     Ids must be 0..V-1, each once, over vocab.json and added_tokens.json together. A merge joins
     two tokens that are single bytes or made by earlier merges, and makes a token of vocab.json.
     A token that no merge makes is an added token; a missing single byte is accepted here.
+
+    Files that are GPT-2's byte for byte become the table of the wheel: 0.1 s instead of 0.7 s.
     """
+    if added is None and all(
+        hashlib.sha256(_read_bytes(path, path.name)).hexdigest() == wanted
+        for path, wanted in zip((vocab, merges), GPT2_FILES_SHA256, strict=True)
+    ):
+        return read_gpt2()
     ids = _read_ids(vocab)
     plain = ids.copy()  # added_tokens.json holds texts: "\u0120" there is that letter, not a space
     literal = _add_ids(ids, vocab.name, added) if added is not None else set()

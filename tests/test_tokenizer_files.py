@@ -258,6 +258,17 @@ def test_gpt2_is_saved_as_openai_published_it(tmp_path: Path) -> None:
     }
     assert_same(load(folder), Tokenizer.gpt2())
     assert load(folder)._vocabulary.rank_ids is None
+    assert load(folder)._vocabulary.merges is None  # the table of the wheel, nothing was parsed
+
+
+def test_gpt2_written_otherwise_is_parsed_and_is_the_same(tmp_path: Path) -> None:
+    Tokenizer.gpt2().save(tmp_path)
+    merges = tmp_path / "merges.txt"
+    merges.write_bytes(merges.read_bytes().removeprefix(b"#version: 0.2\n"))
+    parsed = load(tmp_path)
+    assert parsed._vocabulary.merges == derive_merges(Tokenizer.gpt2()._vocabulary.ranks)
+    assert_same(parsed, Tokenizer.gpt2())
+    assert parsed._vocabulary.rank_ids is None
 
 
 def test_gpt2_merges_follow_from_its_ranks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

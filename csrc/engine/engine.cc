@@ -61,6 +61,16 @@ void Engine::load(const std::string& name, const StoredTensor& tensor) {
   weights_.load(name, tensor);
 }
 
+std::span<const std::byte> Engine::packed() {
+  const std::lock_guard lock(mutex_);
+  return weights_.packed();
+}
+
+void Engine::load_packed(const PackedFile& file) {
+  const std::lock_guard lock(mutex_);
+  weights_.load_packed(file);
+}
+
 CachedSequence& Engine::find(int64_t sequence) {
   const auto found = sequences_.find(sequence);
   check(found != sequences_.end(), ErrorKind::kParameter, "sequence: ", sequence, " is not open");

@@ -40,8 +40,8 @@ class Weights::Arena {
 
 Weights::Weights(const Shape& shape, Precision precision, Place& place)
     : shape_(shape), precision_(precision), table_(place.table()), place_(&place) {
-  memory_ = std::make_unique<Region>(place, Region::Kind::kPlace,
-                                     bytes(shape, precision, place.table()), "weights");
+  bytes_ = bytes(shape, precision, place.table());
+  memory_ = std::make_unique<Region>(place, Region::Kind::kPlace, bytes_, "weights");
   Arena arena(table_, memory_->as<std::byte>());
   lay_out(arena);
   name_targets();
@@ -215,6 +215,28 @@ std::vector<std::string> Weights::missing() const {
     if (!target.loaded) names.push_back(name);
   }
   return names;
+}
+
+void Weights::check_host(const char* what) const {
+  check(!place_->remote(), ErrorKind::kParameter, what,
+        ": packed weights are for the CPU, this model is on a device");
+}
+
+std::span<const std::byte> Weights::packed() const {
+  check_host("packed");
+  const std::vector<std::string> names = missing();
+  check(names.empty(), ErrorKind::kParameter, "packed: ", names.size(),
+        " parameters were not loaded, the first is '", names.empty() ? "" : names.front(), "'");
+  return {memory_->as<std::byte>(), static_cast<size_t>(bytes_)};
+}
+
+void Weights::load_packed(const PackedFile& file) {
+  check_host("load_packed");
+  check(file.bytes == bytes_, ErrorKind::kCheckpoint, "wanted ", bytes_,
+        " bytes of packed weights, got ", file.bytes);
+  for (auto& [name, target] : targets_) target.loaded = false;
+  read_packed(place_->pool(), file, memory_->as<std::byte>());
+  for (auto& [name, target] : targets_) target.loaded = true;
 }
 
 }  // namespace gpt2f

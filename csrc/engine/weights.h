@@ -5,10 +5,12 @@
 #include <cstddef>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "core/kernels.h"
+#include "engine/packed_file.h"
 #include "engine/place.h"
 #include "engine/shape.h"
 
@@ -37,6 +39,14 @@ class Weights {
   void load(const std::string& name, const StoredTensor& tensor);
   std::vector<std::string> missing() const;
 
+  // All parameters as they lie in memory, the same for every instruction set, for load_packed().
+  // Throws Error: kParameter where the weights are not on the host or a parameter is missing.
+  std::span<const std::byte> packed() const;
+  // In place of load(): what packed() gave for the same shape and precision. Throws Error:
+  // kParameter where the weights are not on the host, kCheckpoint for a wrong size and as
+  // read_packed(); every parameter is missing then.
+  void load_packed(const PackedFile& file);
+
   const Layer& layer(int64_t i) const { return layers_[static_cast<size_t>(i)]; }
   const LayernormParameters& final_norm() const { return final_norm_; }
   const PackedLinear& head() const { return head_; }
@@ -58,6 +68,7 @@ class Weights {
   Weights(const Shape& shape, Precision precision, const KernelTable& table)
       : shape_(shape), precision_(precision), table_(table) {}
 
+  void check_host(const char* what) const;
   void lay_out(Arena& arena);
   void name_targets();
   int64_t stride() const { return round_up(shape_.width, table_.stride_unit); }
@@ -71,6 +82,7 @@ class Weights {
   Precision precision_;
   const KernelTable& table_;
   Place* place_ = nullptr;
+  int64_t bytes_ = 0;
   std::unique_ptr<Region> memory_;
   std::vector<Layer> layers_;
   LayernormParameters final_norm_{};

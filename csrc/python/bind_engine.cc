@@ -4,6 +4,9 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <span>
+#include <utility>
+#include <vector>
 
 #include "core/error.h"
 #include "cpu/select.h"
@@ -94,6 +97,23 @@ void load(Engine& engine, const std::string& name, py::handle array, const std::
   tensor.kind(bf16 ? Kind::kU16 : dtype == "F16" ? Kind::kF16 : Kind::kF32);
   const StoredTensor stored{tensor.data(), bf16 ? DType::kBF16 : tensor.dtype(), tensor.sizes()};
   without_gil([&] { engine.load(name, stored); });
+}
+
+// A read-only view, which keeps the engine.
+py::array packed(const py::object& self) {
+  Engine& engine = self.cast<Engine&>();
+  std::span<const std::byte> bytes;
+  without_gil([&] { bytes = engine.packed(); });
+  const py::array_t<uint8_t> view(static_cast<py::ssize_t>(bytes.size()),
+                                  reinterpret_cast<const uint8_t*>(bytes.data()), self);
+  view.attr("setflags")(py::arg("write") = false);
+  return view;
+}
+
+void load_packed(Engine& engine, int descriptor, int64_t offset, int64_t bytes, int64_t piece,
+                 std::vector<uint32_t> checksums) {
+  const PackedFile file{descriptor, offset, bytes, piece, std::move(checksums)};
+  without_gil([&] { engine.load_packed(file); });
 }
 
 SampleParameters draw(float temperature, int32_t top_k, float top_p, float min_p, bool openai_top_p,
@@ -204,6 +224,9 @@ void bind_engine(py::module_& m) {
            py::arg("index") = 0)
       .def("load", load, py::arg("name"), py::arg("array"), py::arg("dtype"))
       .def("missing", &Engine::missing)
+      .def("packed", packed)
+      .def("load_packed", load_packed, py::arg("descriptor"), py::arg("offset"), py::arg("bytes"),
+           py::arg("piece"), py::arg("checksums"))
       .def("open", [](Engine& engine) { return unlocked([&] { return engine.open(); }); })
       .def(
           "fork",

@@ -57,6 +57,11 @@ def _open(folder: Path, config: GPT2Config | None) -> Checkpoint:
         return huggingface.open_folder(folder, config)
     if openai_bundle.is_bundle(folder) or {"hparams.json", "checkpoint"} & set(names):
         return openai_bundle.open_bundle(folder, config)
+    if huggingface.PREPARED_NAME in names:
+        raise CheckpointError(
+            f"{folder}: only a prepared model here ({huggingface.PREPARED_NAME}), which has no "
+            "parameters by name: GPT2.from_pretrained loads it as it is"
+        )
     pickles = [folder / name for name in names if _is_pickle(folder / name)]
     if pickles:
         raise CheckpointError(_pickle_refusal(pickles))

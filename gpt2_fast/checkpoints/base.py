@@ -117,6 +117,14 @@ class MappedFile:
             raise CheckpointError(f"{self.path}: cannot be read: {error}") from error
         return bytes(data)
 
+    def descriptor(self) -> int:
+        """The open file's descriptor, which stays this object's; for readers in native code.
+
+        Raises:
+            CheckpointError: the file has changed since it was opened, or was closed.
+        """
+        return self._check_unchanged()
+
     def array(self, dtype: np.dtype[Any], offset: int, count: int) -> npt.NDArray[Any]:
         """`count` elements from byte `offset`: a read-only view of the mapped file, no copy.
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
+PREPARED_NAME = "gpt2_fast.safetensors"  # of this package (prepared.py): no parameters by name
 
 _INDEX_LIMIT = 4 << 20
 _MAX_SHARDS = 256
@@ -46,7 +47,12 @@ _COMPARED_BYTES = 4 << 20
 
 def holds_weights(folder: Path) -> bool:
     """Whether `folder` has safetensors files, sharded or not."""
-    return (folder / INDEX_NAME).exists() or any(folder.glob("*.safetensors"))
+    return (folder / INDEX_NAME).exists() or bool(_weight_files(folder))
+
+
+def _weight_files(folder: Path) -> list[str]:
+    names = (path.name for path in folder.glob("*.safetensors"))
+    return sorted(name for name in names if name != PREPARED_NAME)
 
 
 def open_folder(folder: Path, config: GPT2Config | None = None) -> Checkpoint:
@@ -80,7 +86,7 @@ def _read_shards(folder: Path, opened: list[SafetensorsFile]) -> dict[str, Safet
         promised = _read_index(folder / INDEX_NAME)
         names = sorted(set(promised.values()))
     else:
-        names = sorted(path.name for path in folder.glob("*.safetensors"))
+        names = _weight_files(folder)
         if len(names) != 1:
             raise CheckpointError(
                 f"{folder}: wanted {WEIGHTS_NAME}, {INDEX_NAME} or a single safetensors file, "

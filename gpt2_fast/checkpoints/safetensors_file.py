@@ -71,6 +71,7 @@ class SafetensorsFile:
     Attributes:
         file: the mapped file; close it when done.
         entries: stored name -> Entry, in the order of the data, which they cover without overlap.
+        metadata: the texts of `__metadata__`, empty if there are none.
 
     Raises:
         CheckpointError: the file is not readable or not a well-formed safetensors file. Names the
@@ -79,6 +80,7 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.file = MappedFile(path)
+        self.metadata: Mapping[str, str] = {}
         try:
             self.entries: Mapping[str, Entry] = self._read_entries()
         except BaseException:
@@ -103,7 +105,9 @@ class SafetensorsFile:
             text = data.decode("utf-8")
         except UnicodeDecodeError as error:
             raise CheckpointError(f"{path}: the header is not UTF-8: {error}") from error
-        entries = _HeaderParser(text, path, 8 + length).parse()
+        parser = _HeaderParser(text, path, 8 + length)
+        entries = parser.parse()
+        self.metadata = parser.metadata
         entries.sort(key=lambda item: (item[1].begin, item[1].end))
         _check_layout(entries, path, 8 + length, size)
         return dict(entries)
@@ -140,6 +144,7 @@ class _HeaderParser:
         self._path = path
         self._data_start = data_start
         self._at = 0
+        self.metadata: dict[str, str] = {}
 
     def parse(self) -> list[tuple[str, Entry]]:
         """Every tensor of the header, in the header's order."""
@@ -149,7 +154,7 @@ class _HeaderParser:
         for name in self._keys("the header"):
             if name == "__metadata__":
                 for key in self._keys(name):
-                    self._string(f"{name}, {key}")
+                    self.metadata[key] = self._string(f"{name}, {key}")
             else:
                 entries.append((name, self._entry(name)))
         self._skip_space()

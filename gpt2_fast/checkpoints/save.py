@@ -21,11 +21,11 @@ import numpy.typing as npt
 
 from gpt2_fast.errors import CheckpointError, ParameterError
 
-from .huggingface import CONFIG_NAME, WEIGHTS_NAME
+from .huggingface import CONFIG_NAME, PREPARED_NAME, WEIGHTS_NAME
 from .huggingface_config import config_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from gpt2_fast.config import GPT2Config
 
@@ -65,28 +65,49 @@ def save_pretrained(
 
     Each file is replaced in one step, `model.safetensors` last. Whatever interrupts the writing,
     every file in `folder` is whole, old or new; what an interrupted save left is removed by the
-    next one.
+    next one. A prepared file in `folder` (`checkpoints.prepared`) is removed: it held the model
+    that was there before.
 
     Raises:
         ParameterError: a tensor is missing, unknown, given twice, or of the wrong shape or type.
         CheckpointError: the folder cannot be written (permissions, space, a file in its place).
     """
-    target = Path(folder)
+    with replacing(Path(folder), WEIGHTS_NAME) as staging:
+        stored_type = _write_weights(staging / WEIGHTS_NAME, config, tensors)
+        write_description(staging, config_fields(config) | {"torch_dtype": stored_type}, tokenizer)
+    # Made from the weights that were here before, and `from_pretrained` would take it first.
+    (Path(folder) / PREPARED_NAME).unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing(target: Path, last: str) -> Iterator[Path]:
+    """A folder to write into; its files replace those of `target` once the body is done.
+
+    They are flushed, then renamed one by one, the one called `last` at the end.
+
+    Raises:
+        CheckpointError: the folder cannot be written (permissions, space, a file in its place).
+    """
     try:
         target.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(target)
         with _staging(target) as staging:
-            stored_type = _write_weights(staging / WEIGHTS_NAME, config, tensors)
-            fields = config_fields(config) | {"torch_dtype": stored_type}
-            text = json.dumps(fields, indent=2) + "\n"
-            (staging / CONFIG_NAME).write_text(text, encoding="utf-8")
-            if tokenizer is not None:
-                tokenizer.save(staging)
-            _commit(staging, target)
+            yield staging
+            _commit(staging, target, last)
     except (OSError, UnicodeEncodeError, ValueError) as error:
         if isinstance(error, ParameterError | CheckpointError):
             raise
         raise CheckpointError(f"{target}: cannot be written: {error}") from error
+
+
+def write_description(
+    folder: Path, fields: Mapping[str, Any], tokenizer: SavesVocabulary | None
+) -> None:
+    """Write `config.json` of these fields and, if there is one, the tokenizer's files."""
+    text = json.dumps(fields, indent=2) + "\n"
+    (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
+    if tokenizer is not None:
+        tokenizer.save(folder)
 
 
 def _write_weights(
@@ -195,10 +216,10 @@ def _remove_abandoned(target: Path) -> None:
             os.close(descriptor)
 
 
-def _commit(staging: Path, target: Path) -> None:
+def _commit(staging: Path, target: Path, last: str) -> None:
     """Flush every staged file to the disk, then rename all of them into `target`."""
-    names = sorted(path.name for path in staging.iterdir() if path.name != WEIGHTS_NAME)
-    names.append(WEIGHTS_NAME)
+    names = sorted(path.name for path in staging.iterdir() if path.name != last)
+    names.append(last)
     for name in names:
         _flush(staging / name)
     for name in names:

@@ -25,8 +25,8 @@ def read_object(path: Path, limit: int) -> dict[str, Any]:
     return parse_object(read_bytes(path, limit), path)
 
 
-def parse_object(data: bytes, path: Path) -> dict[str, Any]:
-    """As `read_object`, for bytes that came from `path`."""
+def parse_object(data: bytes, path: Path | str) -> dict[str, Any]:
+    """As `read_object`, for bytes that came from `path`: a file, or a place within one in words."""
     if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
         raise CheckpointError(f"{path}: wanted UTF-8 without a byte order mark, found one")
     try:

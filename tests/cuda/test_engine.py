@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from gpt2_fast import _C, GPT2, PUBLISHED, GPT2Config
+from gpt2_fast import _C, GPT2, PUBLISHED, GPT2Config, ParameterError
 from gpt2_fast.sources import RandomSource
 from tests.accuracy import assert_as_accurate_as_torch
 from tests.bits_support import (
@@ -25,7 +26,13 @@ from tests.bits_support import (
     run_together,
     some_tokens,
 )
-from tests.model_support import SpreadSource, model_of, random_ids, transformers_logits
+from tests.model_support import (
+    SpreadSource,
+    model_of,
+    random_ids,
+    transformers_logits,
+    write_folder,
+)
 
 pytestmark = pytest.mark.usefixtures("simt")
 
@@ -275,3 +282,32 @@ def test_a_model_from_the_builtin_folder() -> None:
         text = model.generate("Once upon a time", max_new_tokens=3, temperature=0)
     with GPT2.from_pretrained("builtin", device="cpu", precision="fp32") as model:
         assert model.generate("Once upon a time", max_new_tokens=3, temperature=0) == text
+
+
+def test_packed_weights_are_for_the_cpu(tmp_path: Path) -> None:
+    with model_of(SpreadSource(SMALL), precision="int8", device="cuda") as model:
+        with pytest.raises(ParameterError, match="packed: packed weights are for the CPU"):
+            model.save_prepared(tmp_path)
+        assert model._engine is not None
+        with pytest.raises(ParameterError, match="load_packed: packed weights are for the CPU"):
+            model._engine.load_packed(0, 0, 0, 4096, [])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_device_takes_the_weights_that_lie_beside_the_prepared_ones(tmp_path: Path) -> None:
+    write_folder(tmp_path, SpreadSource(SMALL))
+    with model_of(SpreadSource(SMALL), precision="int8", device="cuda") as model:
+        wanted = model.forward([1, 2, 3]).tobytes()
+    with GPT2.from_pretrained(tmp_path, precision="int8", device="cpu") as model:
+        model.save_prepared(tmp_path)
+        on_cpu = model.forward([1, 2, 3]).tobytes()
+    for device, kind in (("cuda", "cuda:0"), ("auto", "cuda:0"), ("cpu", "cpu")):
+        with GPT2.from_pretrained(tmp_path, device=device) as model:
+            assert (model.device, model.precision) == (kind, "int8")
+            given = model.forward([1, 2, 3]).tobytes()
+            assert given == (on_cpu if kind == "cpu" else wanted)
+    (tmp_path / "model.safetensors").unlink()
+    with GPT2.from_pretrained(tmp_path, device="auto") as model:
+        assert model.device == "cpu"
+    with pytest.raises(ParameterError, match="a prepared file, which is for the CPU"):
+        GPT2.from_pretrained(tmp_path, device="cuda")

@@ -1,0 +1,84 @@
+"""Which of a folder's files `GPT2.from_pretrained` loads, in which precision and where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .checkpoints import open_checkpoint
+from .checkpoints.prepared import PreparedFile, holds_ordinary, holds_prepared
+from .device import choose
+from .errors import ParameterError
+from .sources import CheckpointSource, PreparedSource
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .sources import Source
+
+_USUAL = "bf16"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was chosen.
+
+    Attributes:
+        source: open; whoever takes it closes it.
+        device, precision: as `GPT2` takes them.
+    """
+
+    source: Source
+    device: str
+    precision: str
+
+
+def open_folder(folder: Path, device: str, precision: str | None) -> Found:
+    """Open a folder's prepared file where it serves, else its ordinary weights.
+
+    Args:
+        folder: an existing one.
+        device, precision: as in `GPT2.from_pretrained`. A precision of None means that of the
+            prepared file, else "bf16". Where there are no ordinary weights, "auto" is the CPU.
+
+    Raises:
+        CheckpointError: the files are damaged, unsafe, or not a GPT-2.
+        ParameterError: only a prepared file is here, and it is for another precision or device.
+        DeviceError: as in `gpt2_fast.device.choose`.
+    """
+    if not holds_prepared(folder):
+        return _ordinary(folder, device, _USUAL if precision is None else precision)
+    prepared = PreparedFile(folder)
+    try:
+        wanted = prepared.precision if precision is None else precision
+        if holds_ordinary(folder):
+            # Resolved here once: "auto" must mean the same when the model is made.
+            device = str(choose(device, wanted))
+            if device == "cpu" and wanted == prepared.precision:
+                return Found(PreparedSource(prepared), device, wanted)
+            prepared.close()
+            return _ordinary(folder, device, wanted)
+        _require_fit(prepared, device, wanted)
+        return Found(PreparedSource(prepared), "cpu", wanted)
+    except BaseException:
+        prepared.close()
+        raise
+
+
+def _ordinary(folder: Path, device: str, precision: str) -> Found:
+    return Found(CheckpointSource(open_checkpoint(folder)), device, precision)
+
+
+def _require_fit(prepared: PreparedFile, device: str, precision: str) -> None:
+    """A prepared file alone serves one precision, on the CPU."""
+    if str(device).startswith("cuda"):
+        raise ParameterError(
+            f"device: got {device!r}, but {prepared.path} is a prepared file, which is for the "
+            "CPU, and no other weights lie beside it"
+        )
+    choose("cpu" if device == "auto" else device, precision)  # refuses what is neither at all
+    if precision != prepared.precision:
+        raise ParameterError(
+            f"precision: got {precision!r}, but {prepared.path} was prepared in "
+            f"{prepared.precision!r}, and no other weights lie beside it"
+        )
