@@ -226,7 +226,9 @@ def bench_sample(
     ranks = (logits > logits[np.arange(rows), tokens][:, None]).sum(-1)  # 0: the likeliest
     assert (ranks < {"greedy": 1, "plain": V, "filtered": top_k}[kind]).all()
     truth = wide[np.arange(rows), tokens]
-    # logit - (max + log of a sum): each step rounds a number of at most largest logit + log V
+    # logit - (max + log of a sum): each step rounds a number of at most largest logit + log V.
+    # torch's own sum is further away where it has AVX2 only: 1.2e-5, which is 7 of these steps.
     largest = np.abs(logits).max() + np.log(V)
-    assert (np.abs(logprobs - truth) <= 4 * 2**-24 * largest).all()
+    steps = 4 if sample is our_sample else 12
+    assert (np.abs(logprobs - truth) <= steps * 2**-24 * largest).all()
     report(benchmark, moved=logits.nbytes)

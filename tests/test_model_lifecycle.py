@@ -51,8 +51,8 @@ def test_weights_that_are_not_finite_are_refused(name: str, value: float) -> Non
 
 
 def test_arguments_are_checked_before_anything_is_made() -> None:
-    for wrong in ("int8", "FP32", "", None, ["fp32"], 16):
-        with pytest.raises(ParameterError, match="precision must be one of fp32, bf16, got"):
+    for wrong in ("int3", "FP32", "", None, ["fp32"], 16):
+        with pytest.raises(ParameterError, match="must be one of fp32, bf16, int8, int4, got"):
             GPT2.from_config(TINY, precision=wrong)  # type: ignore[arg-type]
         with pytest.raises(ParameterError, match="precision"):
             gpt2_fast.plan(TINY, precision=wrong)  # type: ignore[arg-type]
