@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from gpt2_fast import _C, DeviceError, ParameterError, reference
 from tests.accuracy import assert_as_accurate_as_torch
 from tests.cuda.arrays import DTYPES, array_of, normal, tensor_of, unwritten
-from tests.cuda.cuda_array import ON_CUDA, CudaArray
+from tests.cuda.cuda_array import ON_CUDA, CudaArray, scratch
 
 pytestmark = pytest.mark.usefixtures("simt")
 
@@ -188,6 +189,79 @@ def test_parameters_out_of_range_spoil_their_row_alone(name: str, value: float) 
     assert np.isnan(logprobs[1])
     np.testing.assert_array_equal(tokens[::2], good_tokens[::2])
     np.testing.assert_array_equal(logprobs[::2], good_logprobs[::2])
+
+
+def calls() -> dict[str, Callable[[Any], list[CudaArray]]]:
+    """Each op on fixed arguments; called with `cuda`, it gives its outputs, and what it reads."""
+    half, floats = torch.float16, torch.float32
+    x, w = normal(40, 100).half(), normal(24, 100, seed=1).half()
+    gain, bias = on_cuda(normal(100, seed=2)), on_cuda(normal(100, seed=3))
+    q, k = normal(2, 3, 20, 24).half(), normal(2, 3, 300, 24, seed=1).half()
+    one, lengths = on_cuda(q[:, :, 0].contiguous()), CudaArray(np.array([300, 123], np.int32))
+    ids = CudaArray(np.arange(20))
+    columns = {name: CudaArray(values) for name, values in some_columns(40).items()}
+    first = [columns[name] for name in ("temperature", "top_k", "top_p", "min_p")]
+    keys = [columns[name] for name in ("seeds", "samples", "positions")]
+    logits = on_cuda(3 * normal(40, 301))
+    tensors = {name: on_cuda(t) for name, t in (("x", x), ("w", w), ("q", q), ("k", k))}
+
+    def add_layernorm(cuda: Any) -> list[CudaArray]:
+        h, out = on_cuda(x.clone()), empty(40, 100, dtype=half)
+        _C.add_layernorm(h, tensors["x"], gain, bias, 1e-5, out, cuda)
+        return [h, out]
+
+    def draw(cuda: Any) -> list[CudaArray]:
+        out = CudaArray(np.full(40, -7)), CudaArray(np.full(40, np.nan, np.float32))
+        _C.sample(logits, *first, False, *keys, *out, cuda)
+        return list(out)
+
+    def into(*shape: int, dtype: torch.dtype = half) -> Callable[..., Any]:
+        def call(op: Callable[..., None], *given: Any) -> Callable[[Any], list[CudaArray]]:
+            def run(cuda: Any) -> list[CudaArray]:
+                out = empty(*shape, dtype=dtype)
+                op(*given, out, cuda)
+                return [out]
+
+            return run
+
+        return call
+
+    x_, w_, q_, k_ = (tensors[name] for name in "xwqk")
+    return {
+        "layernorm": into(40, 100)(_C.layernorm, x_, gain, bias, 1e-5),
+        "add_layernorm": add_layernorm,
+        "gelu": into(40, 100)(_C.gelu, x_),
+        "embed": into(20, 100)(_C.embed, ids, ids, x_, x_),
+        "linear": into(40, 24)(_C.linear, x_, w_, None, None, True),
+        "attention_prefill": into(2, 3, 20, 24)(_C.attention_prefill, q_, k_, k_, 0.2),
+        "attention_decode": into(2, 3, 24)(_C.attention_decode, one, k_, k_, lengths, 0.2),
+        "sample": draw,
+        "layernorm of floats": into(40, 301, dtype=floats)(
+            _C.layernorm, logits, on_cuda(normal(301)), on_cuda(normal(301)), 1e-5
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", calls())
+def test_everything_goes_to_the_stream_of_the_caller(simt: Any, name: str) -> None:
+    """Where it runs when the stream does, and not before."""
+    simt.set_schedule("forward_late")
+    run = calls()[name]
+    expected = [out.array.copy() for out in run(ON_CUDA)]
+    kept: list[CudaArray] = []
+
+    def keep(size: int) -> CudaArray:
+        kept.append(scratch(size))
+        return kept[-1]
+
+    stream = simt.new_stream()
+    outs = run((stream, keep))
+    early = [out.array.tobytes() for out in outs]
+    simt.finish_stream(stream)
+
+    for out, wanted, before in zip(outs, expected, early, strict=True):
+        assert out.array.tobytes() == wanted.tobytes()
+        assert before != wanted.tobytes()
 
 
 def test_what_is_refused() -> None:

@@ -102,6 +102,22 @@ void bind_simt(py::module_& m) {
       py::arg("function"), py::arg("error"), py::arg("skip") = 0,
       "Makes a call of a function of the CUDA runtime fail, once.");
   m.def("forget_failures", &forget_failures);
+  m.def(
+      "new_stream",
+      [] {
+        cudaStream_t stream = nullptr;
+        cuda::check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "new_stream");
+        return reinterpret_cast<uintptr_t>(stream);
+      },
+      "A stream of its own, as a number; finish_stream waits for it and destroys it.");
+  m.def(
+      "finish_stream",
+      [](uintptr_t number) {
+        const auto stream = reinterpret_cast<cudaStream_t>(number);
+        cuda::check_cuda(cudaStreamSynchronize(stream), "finish_stream");
+        cuda::check_cuda(cudaStreamDestroy(stream), "finish_stream");
+      },
+      py::arg("stream"));
   m.def("current_device", [] {
     int index = 0;
     cuda::check_cuda(cudaGetDevice(&index), "cudaGetDevice");
