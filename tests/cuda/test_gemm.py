@@ -14,6 +14,8 @@ from tests.accuracy import assert_as_accurate_as_torch
 
 from .arrays import DTYPES, Array, array_of, normal, tensor_of, unwritten
 
+pytestmark = pytest.mark.usefixtures("schedule")  # every test in every order of threads
+
 KINDS = ("bf16", "fp16", "int8", "int4")
 # rows, K, N: each number that is an edge of a tile, a stage, a slice or a group.
 SHAPES = (

@@ -16,6 +16,8 @@ from tests.accuracy import assert_as_accurate_as_torch
 from .arrays import Array, normal, tensor_of, unwritten
 from .packed import PRECISIONS, Packed, activations, pack
 
+pytestmark = pytest.mark.usefixtures("schedule")  # every test in every order of threads
+
 EPS = 1e-5
 PART = 128
 

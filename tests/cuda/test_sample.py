@@ -14,6 +14,8 @@ from tests.accuracy import assert_as_accurate_as_torch
 
 from .arrays import Array, normal, unwritten
 
+pytestmark = pytest.mark.usefixtures("schedule")  # every test in every order of threads
+
 PART = 128  # logits of one HeadPart
 SCHEDULES = ("forward_late", "reverse_early", "random_1", "random_2")
 HELD = 197 * 256  # logits that a block holds in registers
