@@ -119,6 +119,21 @@ def test_no_budget_is_left_over(compiled: Compile) -> None:
     assert unused == []
 
 
+def order_of_fences(kernel: Kernel) -> list[str]:
+    """Fences and global atomics, in the order of the code."""
+    return [i.family for i in kernel.instructions if i.family in {"MEMBAR", "ATOMG"}]
+
+
+@needs_tools
+@pytest.mark.parametrize("architecture", QUICK)
+def test_who_arrives_last_sees_what_the_others_left(architecture: int, compiled: Compile) -> None:
+    """A fence before the ticket publishes a block's partial results; one behind it keeps the last
+    block from reading the others' too early, which the simulated device cannot show."""
+    (source,) = (path for path in SOURCES if path.stem == "attention_decode")
+    for kernel in compiled(source, architecture):
+        assert order_of_fences(kernel) == ["MEMBAR", "ATOMG", "MEMBAR"], str(kernel)
+
+
 # ---- The gates can fail --------------------------------------------------------------------------
 
 
@@ -172,6 +187,17 @@ def test_a_fault_is_seen(
 ) -> None:
     complaints = over_budget(planted[name], budget)
     assert any(re.search(complaint, text) for text in complaints), complaints
+
+
+@needs_tools
+def test_a_missing_fence_is_seen(tmp_path: Path) -> None:
+    (source,) = (path for path in SOURCES if path.stem == "attention_decode")
+    text = source.read_text()
+    at = text.index("  fence_device();\n  if (threadIdx.x == 0) *ticket = 0;")
+    planted = tmp_path / "attention_decode.cu"
+    planted.write_text(text[:at] + text[at:].replace("  fence_device();\n", "", 1))
+    for kernel in gates.compile_kernels(planted, 90, tmp_path):
+        assert order_of_fences(kernel) == ["MEMBAR", "ATOMG"]
 
 
 @needs_tools
