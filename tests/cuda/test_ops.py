@@ -165,6 +165,7 @@ def test_sample_draws_what_the_cpu_draws(openai: bool) -> None:
     keys = [columns[name] for name in ("seeds", "samples", "positions")]
     _C.sample(logits.numpy(), *arrays, openai, *keys, theirs, their_logprobs)
     np.testing.assert_array_equal(tokens, theirs)
+    # Sums of 301 terms in another order, and logarithms: some roundings of numbers up to 16.
     np.testing.assert_allclose(logprobs, their_logprobs, rtol=1e-5, atol=1e-5)
 
 
