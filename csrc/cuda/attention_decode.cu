@@ -48,13 +48,14 @@ DEVICE ChunkPages pages_of(const Sequence& sequence, int chunk, int64_t offset) 
   return pages;
 }
 
-DEVICE uint4 load_page(const uint32_t* page, int word) {
-  return page != nullptr ? load_global16(page + word) : uint4{0, 0, 0, 0};
+// 16 bytes of a page, or zeros behind the sequence's end.
+DEVICE uint4 load_page(const uint32_t* page, int word, bool exists) {
+  return exists ? load_global16(page + word) : uint4{0, 0, 0, 0};
 }
 
-// s = q . k; as many keys as fit are asked for at once.
+// s = q . k of the chunk's `keys` keys; as many as fit are asked for at once.
 template <typename T, int Dp>
-DEVICE void score_chunk(const ChunkPages& pages, const uint32_t (&q)[Dp / 32][8],
+DEVICE void score_chunk(const ChunkPages& pages, int keys, const uint32_t (&q)[Dp / 32][8],
                         float (&s)[kKeyTiles][4]) {
   constexpr int kAhead = Dp <= 64 ? kKeyTiles : kKeyTiles / 2;
   const int g = lane_id() >> 2, t = lane_id() & 3;
@@ -66,7 +67,8 @@ DEVICE void score_chunk(const ChunkPages& pages, const uint32_t (&q)[Dp / 32][8]
       const int tile = first + n;
 #pragma unroll
       for (int i = 0; i < Dp / 32; ++i) {
-        k[n][i] = load_page(pages.page[tile / 2], (tile % 2 * 8 + g) * (Dp / 2) + 16 * i + 4 * t);
+        k[n][i] = load_page(pages.page[tile / 2], (tile % 2 * 8 + g) * (Dp / 2) + 16 * i + 4 * t,
+                            tile * 8 + g < keys);
       }
     }
 #pragma unroll
@@ -77,15 +79,17 @@ DEVICE void score_chunk(const ChunkPages& pages, const uint32_t (&q)[Dp / 32][8]
   }
 }
 
+// Values of the chunk's `keys` keys; a word has those of two.
 template <int Dp>
-DEVICE void load_values(const ChunkPages& pages, uint4 (&v)[Dp / 32][kChunkPages][2]) {
+DEVICE void load_values(const ChunkPages& pages, int keys, uint4 (&v)[Dp / 32][kChunkPages][2]) {
   const int g = lane_id() >> 2, t = lane_id() & 3;
 #pragma unroll
   for (int i = 0; i < Dp / 32; ++i) {
 #pragma unroll
     for (int half = 0; half < 2 * kChunkPages; ++half) {
       v[i][half / 2][half % 2] =
-          load_page(pages.page[half / 2], 8 * Dp + (t + half % 2 * 4) * Dp + 32 * i + 4 * g);
+          load_page(pages.page[half / 2], 8 * Dp + (t + half % 2 * 4) * Dp + 32 * i + 4 * g,
+                    half * 8 + 2 * t < keys);
     }
   }
 }
@@ -103,15 +107,16 @@ DEVICE void attend_chunk(const AttentionTask& task, const Sequence& sequence, in
                          const Slots& slots) {
   const int g = lane_id() >> 2, t = lane_id() & 3;
   const ChunkPages pages = pages_of(sequence, chunk, task.layer + int64_t{head} * (16 * Dp));
+  const int keys = sequence.start + sequence.rows - chunk * kChunkKeys;
   const int64_t row_words = int64_t{task.heads} * (Dp / 2);
   uint32_t q[Dp / 32][8];
   load_queries<Dp>(task.query + sequence.row * row_words + head * (Dp / 2), row_words,
                    sequence.rows, q);
   uint4 v[Dp / 32][kChunkPages][2];
-  if constexpr (Dp <= 64) load_values<Dp>(pages, v);
+  if constexpr (Dp <= 64) load_values<Dp>(pages, keys, v);
   float s[kKeyTiles][4] = {};
-  score_chunk<T, Dp>(pages, q, s);
-  if constexpr (Dp > 64) load_values<Dp>(pages, v);
+  score_chunk<T, Dp>(pages, keys, q, s);
+  if constexpr (Dp > 64) load_values<Dp>(pages, keys, v);
 
   const Seen seen = seen_in(sequence.start + 1, sequence.rows, chunk);
   uint32_t p[kChunkPages][4];

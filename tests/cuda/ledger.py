@@ -122,7 +122,9 @@ def attention_decode(config: GPT2Config, lengths: Sequence[int]) -> list[Launch]
     split = [n for n in (-(-length // CHUNK) for length in lengths) if n > BLOCK_CHUNKS]
     partials = heads * 4 * (size + 2) * sum(split)
     loads = {"sequences": SEQUENCE_BYTES * len(lengths), "tables": 8 * pages}
-    loads |= {"query": 2 * size * heads * len(lengths), "pages": 4 * size * PAGE * heads * pages}
+    # A word of values holds two positions.
+    cached = sum(2 * length + 2 * up(length, 2) for length in lengths)
+    loads |= {"query": 2 * size * heads * len(lengths), "pages": size * heads * cached}
     stores = {"out": 2 * config.n_embd * len(lengths)}
     stores |= {"partials": partials, "tickets": 4 * heads * len(split)}
     return [Launch("attention_decode", loads | {"partials": partials}, stores)]
