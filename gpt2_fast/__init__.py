@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import logging as _logging
 from typing import TYPE_CHECKING, Any
 
 from .config import PUBLISHED, GPT2Config
@@ -52,8 +51,6 @@ __all__ = [
     "generate",
     "plan",
 ]
-
-_logging.getLogger(__name__).addHandler(_logging.NullHandler())
 
 # Imported when first used, so that `import gpt2_fast` itself stays quick.
 _LAZY = {

@@ -104,7 +104,8 @@ def model_facts(name: str) -> dict[str, Any]:
 def _folder_facts(folder: Path) -> tuple[GPT2Config, dict[str, Any]]:
     """Shape and files of a folder, from their headers."""
     from .checkpoints import open_checkpoint
-    from .checkpoints.prepared import PreparedFile, holds_ordinary, holds_prepared
+    from .checkpoints.folder import holds_ordinary, holds_prepared
+    from .checkpoints.prepared import PreparedFile
 
     facts: dict[str, Any] = {"folder": str(folder), "prepared": None}
     if holds_prepared(folder):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
-
-import numpy as np
-import numpy.typing as npt
 
 from . import _C
 from . import prompts as prompts_of
@@ -22,6 +20,8 @@ if TYPE_CHECKING:
     import os
     from types import TracebackType
 
+    import numpy as np
+    import numpy.typing as npt
     from typing_extensions import Self
 
     from .generation import Batch, TextStream
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .sources import Tensor
     from .tokenizer import Tokenizer
 
-Logits = npt.NDArray[np.float32]
+    Logits = npt.NDArray[np.float32]
 
 
 class GPT2:
@@ -132,27 +132,26 @@ class GPT2:
             DeviceError, CapacityError, ParameterError: as their names say.
         """
         from .checkpoints.hub import resolve
-        from .pretrained import open_folder
-        from .tokenizer import Tokenizer
+        from .pretrained import Beside, open_folder, tokenizer_of
 
         folder = resolve(name_or_path)
         found = open_folder(folder, device, precision)
         try:
-            tokenizer = Tokenizer.from_folder(folder)
-            if tokenizer is None and found.source.config.vocab_size >= Tokenizer.gpt2().vocab_size:
-                tokenizer = Tokenizer.gpt2()
-            return cls(
+            reading = Beside(lambda: tokenizer_of(folder, found.source.config))
+            model = cls(
                 found.source,
-                tokenizer,
+                None,
                 name=str(name_or_path),
                 device=found.device,
                 precision=found.precision,
                 threads=threads,
                 max_batch=max_batch,
             )
+            model.tokenizer = reading.result()
         except BaseException:
             found.source.close()
             raise
+        return model
 
     @classmethod
     def from_config(
@@ -368,6 +367,8 @@ class GPT2:
         return self._engine
 
     def _logits(self, ids: Any, name: str) -> Logits:
+        import numpy as np
+
         tokens = prompts_of.token_ids(ids, self.config.vocab_size, name)
         if not tokens:
             raise ParameterError(f"{name} is empty")
@@ -389,7 +390,7 @@ class GPT2:
             for part in self._passes(fed[:-1], fed[1:]):
                 logprobs += part
         shown = [] if self.tokenizer is None else [_shown(self.tokenizer, t) for t in tokens]
-        total = float(np.sum([p for p in logprobs if p is not None], dtype=np.float64))
+        total = math.fsum(p for p in logprobs if p is not None)
         return Score(tokens, logprobs, total, shown)
 
     def _passes(self, tokens: list[int], want: Any) -> list[Any]:

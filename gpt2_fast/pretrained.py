@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from threading import Thread
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from .checkpoints import open_checkpoint
-from .checkpoints.prepared import PreparedFile, holds_ordinary, holds_prepared
+from .checkpoints.folder import holds_ordinary, holds_prepared
+from .checkpoints.prepared import PreparedFile
 from .device import choose
 from .errors import ParameterError
 from .sources import CheckpointSource, PreparedSource
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    from .config import GPT2Config
     from .sources import Source
+    from .tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 _USUAL = "bf16"
 
@@ -63,6 +70,43 @@ def open_folder(folder: Path, device: str, precision: str | None) -> Found:
     except BaseException:
         prepared.close()
         raise
+
+
+def tokenizer_of(folder: Path, config: GPT2Config) -> Tokenizer | None:
+    """The folder's tokenizer; without vocabulary files GPT-2's own if the model has its tokens.
+
+    Raises:
+        TokenizerError: the folder's vocabulary is damaged.
+    """
+    from .tokenizer import Tokenizer
+
+    found = Tokenizer.from_folder(folder)
+    if found is None and config.vocab_size >= Tokenizer.gpt2().vocab_size:
+        return Tokenizer.gpt2()
+    return found
+
+
+class Beside(Generic[T]):
+    """A function that runs in a thread of its own, beside native code that needs no interpreter."""
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        self._function = function
+        self._thread = Thread(target=self._run)
+        self._error: BaseException | None = None
+        self._thread.start()
+
+    def result(self) -> T:
+        """What it returned; raises what it raised."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+    def _run(self) -> None:
+        try:
+            self._value = self._function()
+        except BaseException as error:  # noqa: BLE001 - result() raises it
+            self._error = error
 
 
 def _ordinary(folder: Path, device: str, precision: str) -> Found:

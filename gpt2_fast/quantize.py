@@ -8,9 +8,9 @@ from typing import Any
 
 from . import terminal
 from .checkpoints import open_checkpoint
+from .checkpoints.folder import PREPARED_NAME, holds_ordinary, holds_prepared
 from .checkpoints.hub import resolve
-from .checkpoints.huggingface import PREPARED_NAME
-from .checkpoints.prepared import PreparedFile, holds_ordinary, holds_prepared
+from .checkpoints.prepared import PreparedFile
 from .errors import ParameterError
 from .model import GPT2
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-import secrets
+import os
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, fields
@@ -82,6 +81,8 @@ class SamplingParams:
         known = [field.name for field in fields(cls)]
         for name in given:
             if name not in known:
+                import difflib
+
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
                 raise ParameterError(f"unknown argument {name!r}{hint}")
@@ -94,7 +95,7 @@ class SamplingParams:
     def seeds(self, prompts: int) -> list[int]:
         """One seed for each of `prompts` prompts."""
         if self.seed is None:
-            return [secrets.randbits(64) for _ in range(prompts)]
+            return [int.from_bytes(os.urandom(8), "little") for _ in range(prompts)]
         if isinstance(self.seed, int):
             return [self.seed] * prompts
         if len(self.seed) != prompts:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
 from .errors import ParameterError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from . import _C
     from .checkpoints import Checkpoint
     from .checkpoints.prepared import PreparedFile
@@ -95,6 +95,8 @@ class RandomSource:
         """Nothing to let go of."""
 
     def _array(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        import numpy as np
+
         if len(shape) == 1:
             value = 1.0 if name.endswith(".weight") else 0.0
             return np.full(shape, value, dtype=np.float32)

@@ -4,7 +4,9 @@ GPT-2 cuts text into pieces by a regular expression and merges each piece on its
 both, but its regex engine can overflow on long runs of one kind of character, and before 0.13 its
 merging took time quadratic in the length of a piece. So text that may hold a piece of 512
 characters or more is split here (`_ASCII_PIECE`), and long pieces are merged window by window
-(`_merge_long`). Both give exactly what one call would give; docs/tokenizer.md says why.
+(`_merge_long`). Both give exactly what one call would give; docs/tokenizer.md says why. The first
+short texts are split and merged here altogether (`_merge_short`): loading tiktoken takes longer
+than a small model's first token, and most processes encode one prompt.
 
 Source: Radford et al. 2019, section 2.2; the expression is the one published with GPT-2.
 """
@@ -12,10 +14,15 @@ Source: Radford et al. 2019, section 2.2; the expression is the one published wi
 from __future__ import annotations
 
 import re
+import sys
+from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    import tiktoken
 
 # 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+ as published, with
 # possessive runs: nothing that follows a run can make it shorter, so the pieces are the same.
@@ -41,6 +48,8 @@ _LONG = 2 * _BLOCK
 _WINDOW = 128  # bytes of a long piece merged at a time
 _OVERLAP = 8  # tokens merged again with the next window
 _CACHED_PIECES = 4096
+_SHORT = 256  # characters of a text that may do without tiktoken
+_FIRST = 1024  # characters of all of them
 
 
 class Engine:
@@ -52,14 +61,29 @@ class Engine:
     """
 
     def __init__(self, ranks: Mapping[bytes, int]) -> None:
+        self._ranks = ranks
+        self._left = _FIRST
+
+    @cached_property
+    def _tiktoken(self) -> tiktoken.Encoding:
         import tiktoken
 
-        self._tiktoken = tiktoken.Encoding(
-            "gpt2_fast", pat_str=_PIECE, mergeable_ranks=dict(ranks), special_tokens={}
+        self._left = 0
+        return tiktoken.Encoding(
+            "gpt2_fast", pat_str=_PIECE, mergeable_ranks=dict(self._ranks), special_tokens={}
         )
-        self._bytes = {rank: token for token, rank in ranks.items()}
+
+    @cached_property
+    def _bytes(self) -> dict[int, bytes]:
+        return {rank: token for token, rank in self._ranks.items()}
+
+    @cached_property
+    def _classes(self) -> list[tuple[tiktoken.Encoding, str]]:
+        """What finds the characters of one kind, and the character that stands for them."""
+        import tiktoken
+
         single = {bytes([i]): i for i in range(256)}
-        self._classes = [
+        return [
             (
                 tiktoken.Encoding(
                     f"gpt2_fast {pattern}",
@@ -74,6 +98,10 @@ class Engine:
 
     def encode(self, text: str) -> list[int]:
         """Ranks of `text`, which must hold no surrogates. Linear in its length."""
+        if len(text) <= min(_SHORT, self._left) and text.isascii():
+            self._left -= len(text)
+            pieces = _ASCII_PIECE.findall(text)
+            return [rank for piece in pieces for rank in _merge_short(piece, self._ranks)]
         if len(text) < _LONG:
             return self._tiktoken.encode_ordinary(text)
         if len(text) <= _CHUNK:
@@ -177,6 +205,20 @@ class Engine:
                 overlap *= 2
             ranks[-overlap:] = joined
         return ranks
+
+
+def _merge_short(piece: str, ranks: Mapping[bytes, int]) -> list[int]:
+    """Ranks of a piece of ASCII: the pair of lowest rank first, the leftmost of equals."""
+    parts = [bytes([byte]) for byte in piece.encode()]
+    none = sys.maxsize
+    while len(parts) > 1:
+        pairs = [ranks.get(left + right, none) for left, right in pairwise(parts)]
+        best = min(pairs)
+        if best == none:
+            break
+        at = pairs.index(best)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return [ranks[part] for part in parts]
 
 
 def _chunks(text: str) -> Iterator[str]:

@@ -21,6 +21,7 @@ import stat
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,8 +63,7 @@ class Vocabulary:
     """A checked vocabulary of V tokens.
 
     tokens    (V) the bytes of each id
-    names     (V) the name of each id, as vocab.json or added_tokens.json writes it
-    ranks     bytes to rank, for `tokenizer_engine.Engine`: 256 bytes, then what merges make
+    stored_names, stored_ranks   `names` and `ranks` where they do not follow from the rest
     rank_ids  id of each rank, -1 where there is none; None: rank and id are the same
     merges    every merge in order, None: as `ranks` implies (see `derive_merges`)
     added     text to id, for tokens that no merge makes
@@ -71,12 +71,28 @@ class Vocabulary:
     """
 
     tokens: tuple[bytes, ...]
-    names: tuple[str, ...]
-    ranks: Mapping[bytes, int]
+    stored_names: tuple[str, ...] | None
+    stored_ranks: Mapping[bytes, int] | None
     rank_ids: tuple[int, ...] | None
     merges: tuple[Pair, ...] | None
     added: Mapping[str, int]
     literal: frozenset[int]
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """(V) the name of each id, as vocab.json or added_tokens.json writes it."""
+        if self.stored_names is not None:
+            return self.stored_names
+        texts = {number: text for text, number in self.added.items()}
+        return tuple(texts.get(i) or symbols(token) for i, token in enumerate(self.tokens))
+
+    @cached_property
+    def ranks(self) -> Mapping[bytes, int]:
+        """Bytes to rank, for `tokenizer_engine.Engine`: 256 bytes, then what merges make."""
+        if self.stored_ranks is not None:
+            return self.stored_ranks
+        added = set(self.added.values())
+        return {token: i for i, token in enumerate(self.tokens) if i not in added}
 
 
 def read_gpt2() -> Vocabulary:
@@ -86,12 +102,11 @@ def read_gpt2() -> Vocabulary:
     if hashlib.sha256(data).hexdigest() != GPT2_SHA256:
         raise TokenizerError(f"{path}: the file is damaged (sha256 wanted {GPT2_SHA256})")
     # The digest vouches for the form: "base64 rank" a line, ranks in order.
-    tokens = [binascii.a2b_base64(line.split()[0]) for line in data.splitlines()]
-    ranks = {token: rank for rank, token in enumerate(tokens)}
+    tokens = tuple(map(binascii.a2b_base64, data.split()[::2]))
     return Vocabulary(
         tokens=(*tokens, END_OF_TEXT.encode()),
-        names=(*map(symbols, tokens), END_OF_TEXT),
-        ranks=ranks,
+        stored_names=None,
+        stored_ranks=None,
         rank_ids=None,
         merges=None,
         added={END_OF_TEXT: len(tokens)},
@@ -138,8 +153,8 @@ def read_vocabulary(vocab: Path, merges: Path, added: Path | None = None) -> Voc
         _add_live_merges(ranks, pairs)
     return Vocabulary(
         tokens=tokens,
-        names=names,
-        ranks=ranks,
+        stored_names=names,
+        stored_ranks=ranks,
         rank_ids=None if rank_ids == list(range(len(rank_ids))) else tuple(rank_ids),
         merges=pairs,
         added=_added_texts(tokens, made),

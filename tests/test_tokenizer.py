@@ -43,6 +43,45 @@ def gpt2() -> Tokenizer:
     return Tokenizer.gpt2()
 
 
+# --- The first short texts, which do without tiktoken
+
+ASCII_TEXT = st.one_of(
+    st.text(st.characters(max_codepoint=127), max_size=256),
+    st.text(st.sampled_from("aeinorst 'sdlv\n\t1\x1c\x00"), max_size=256),
+)
+
+
+@settings(max_examples=200)
+@given(ASCII_TEXT)
+@example("a" * 256)
+@example("don't  we'll\n\n 've\x1f \x0b x")
+def test_short_texts_equal_the_reference(text: str) -> None:
+    engine = Engine(Tokenizer.gpt2()._vocabulary.ranks)
+
+    assert engine.encode(text) == Reference.gpt2().encode(text)
+
+    assert "_tiktoken" not in vars(engine)
+    assert engine._tiktoken.encode_ordinary(text) == engine.encode(text)
+
+
+@pytest.mark.parametrize("text", ["a" * 257, "é", "x " * 200])
+def test_other_texts_are_for_tiktoken(gpt2: Tokenizer, text: str) -> None:
+    engine = Engine(gpt2._vocabulary.ranks)
+
+    assert engine.encode(text) == Reference.gpt2().encode(text)
+
+    assert "_tiktoken" in vars(engine)
+
+
+def test_many_short_texts_are_for_tiktoken(gpt2: Tokenizer) -> None:
+    engine = Engine(gpt2._vocabulary.ranks)
+    texts = [f"line {i} of many" for i in range(200)]
+
+    assert [engine.encode(text) for text in texts] == [gpt2.encode(text) for text in texts]
+
+    assert "_tiktoken" in vars(engine)
+
+
 # --- The vocabulary and the facts everybody quotes
 
 
@@ -360,12 +399,13 @@ def test_pickles_before_and_after_use(gpt2: Tokenizer) -> None:
     assert pickle.loads(pickle.dumps(fresh)).encode("Hello world") == ids
 
 
-def test_decoding_never_imports_the_engine() -> None:
+def test_decoding_and_a_short_prompt_import_no_library() -> None:
     code = (
         "import sys; from gpt2_fast.tokenizer import Tokenizer; t = Tokenizer.gpt2();"
         "assert t.decode([15496, 995]) == 'Hello world';"
+        "assert t.encode('Hello world') == [15496, 995];"
         "found = {'tiktoken', 'regex', 'requests', 'numpy'} & set(sys.modules);"
         "assert not found, found;"
-        "t.encode('x'); assert 'tiktoken' in sys.modules"
+        "t.encode('x' * 300); assert 'tiktoken' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=DATA.parent.parent)

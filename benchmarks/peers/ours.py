@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from benchmarks.peers.contract import (
     COMMON,
     Format,
     Job,
     Prompts,
     Run,
+    once,
     require,
     thread_settings,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LABEL = "gpt2_fast"
 PACKAGES = ("gpt2_fast",)
@@ -30,21 +36,30 @@ def missing(precision: str) -> str | None:
     return None if precision in offered else f"this build has {', '.join(offered)} on the CPU"
 
 
+def _folder(job: Job) -> Path:
+    return job.folder / "gpt2_fast" / job.precision
+
+
 def prepare(job: Job) -> None:
-    """Nothing: it reads the common weights."""
-    del job
+    """Write the prepared file, as `gpt2-fast quantize` does."""
+    from gpt2_fast import GPT2
+
+    def make(target: Path) -> None:
+        with GPT2.from_pretrained(job.folder / COMMON, precision=job.precision) as model:
+            model.save_prepared(target)
+
+    once(_folder(job), make)
 
 
 class Engine:
-    """`GPT2` from the common weights."""
+    """`GPT2` from the prepared file."""
 
     def __init__(self, job: Job) -> None:
         from gpt2_fast import GPT2
 
         self.model = GPT2.from_pretrained(
-            job.folder / COMMON,
+            _folder(job),
             device="cpu",
-            precision=job.precision,
             threads=job.threads,
             max_batch=job.batch,
         )

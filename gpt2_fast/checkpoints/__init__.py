@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from gpt2_fast.errors import CheckpointError
 
 from .base import Checkpoint, MappedFile, TensorView, read_bytes
+from .folder import INDEX_NAME, PREPARED_NAME, WEIGHTS_NAME, holds_bundle, holds_weights
 
 if TYPE_CHECKING:
     import os
@@ -50,23 +51,25 @@ def open_checkpoint(path: str | os.PathLike[str], config: GPT2Config | None = No
 
 
 def _open(folder: Path, config: GPT2Config | None) -> Checkpoint:
-    from . import huggingface, openai_bundle
-
     names = _names_in(folder)
-    if huggingface.holds_weights(folder):
+    if holds_weights(folder):
+        from . import huggingface
+
         return huggingface.open_folder(folder, config)
-    if openai_bundle.is_bundle(folder) or {"hparams.json", "checkpoint"} & set(names):
+    if holds_bundle(folder) or {"hparams.json", "checkpoint"} & set(names):
+        from . import openai_bundle
+
         return openai_bundle.open_bundle(folder, config)
-    if huggingface.PREPARED_NAME in names:
+    if PREPARED_NAME in names:
         raise CheckpointError(
-            f"{folder}: only a prepared model here ({huggingface.PREPARED_NAME}), which has no "
+            f"{folder}: only a prepared model here ({PREPARED_NAME}), which has no "
             "parameters by name: GPT2.from_pretrained loads it as it is"
         )
     pickles = [folder / name for name in names if _is_pickle(folder / name)]
     if pickles:
         raise CheckpointError(_pickle_refusal(pickles))
     raise CheckpointError(
-        f"{folder}: no model here: wanted {huggingface.WEIGHTS_NAME}, {huggingface.INDEX_NAME} or "
+        f"{folder}: no model here: wanted {WEIGHTS_NAME}, {INDEX_NAME} or "
         f"OpenAI's hparams.json; found {', '.join(names[:6]) or 'an empty folder'}"
     )
 

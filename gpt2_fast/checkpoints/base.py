@@ -1,7 +1,9 @@
 """What every checkpoint format is turned into: a validated `Checkpoint` of mapped tensors.
 
 Nothing here copies weights. A reader finds out where each tensor lies in a file, `Checkpoint`
-compares that with what the configuration needs, and only then does anybody touch the data.
+compares that with what the configuration needs, and only then does anybody touch the data. numpy
+is imported where arrays are made: a prepared file needs none, and the import takes as long as
+loading one.
 """
 
 from __future__ import annotations
@@ -14,28 +16,22 @@ from math import prod
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from gpt2_fast.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    import numpy as np
+    import numpy.typing as npt
     from typing_extensions import Self
 
     from gpt2_fast.config import GPT2Config
 
-#: Stored element types a tensor may have -> the numpy type its bytes are read as. BF16 has no numpy
-#: type; its bits are handed on as uint16.
-ELEMENT_TYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
-    {
-        "F64": np.dtype("<f8"),
-        "F32": np.dtype("<f4"),
-        "F16": np.dtype("<f2"),
-        "BF16": np.dtype("<u2"),
-    }
+#: Stored element types a tensor may have -> bytes of one, and the numpy type its bytes are read as.
+#: BF16 has no numpy type; its bits are handed on as uint16.
+ELEMENT_TYPES: Mapping[str, tuple[int, str]] = MappingProxyType(
+    {"F64": (8, "<f8"), "F32": (4, "<f4"), "F16": (2, "<f2"), "BF16": (2, "<u2")}
 )
 
 
@@ -131,6 +127,8 @@ class MappedFile:
         A page of a mapped file that has been cut off kills the process when it is touched, so the
         file's length and time of change are compared with those at opening on every call.
         """
+        import numpy as np
+
         self._require(offset, count * dtype.itemsize)
         descriptor = self._check_unchanged()
         if self._map is None:
@@ -214,7 +212,7 @@ class TensorView:
                 f"{source.path}: tensor {self.stored_name}: wanted one of "
                 f"{', '.join(ELEMENT_TYPES)}, found {stored_dtype}"
             )
-        self._element = ELEMENT_TYPES[stored_dtype]
+        self._item_bytes, self._element = ELEMENT_TYPES[stored_dtype]
         if any(size < 0 for size in self.shape) or not 0 <= offset <= source.size - self.nbytes:
             raise CheckpointError(
                 f"{source.path}: tensor {self.stored_name}: shape {list(self.shape)} at byte "
@@ -229,7 +227,7 @@ class TensorView:
     @property
     def nbytes(self) -> int:
         """Bytes it takes in the file."""
-        return prod(self.shape) * self._element.itemsize
+        return prod(self.shape) * self._item_bytes
 
     @property
     def path(self) -> Path:
@@ -285,8 +283,10 @@ class TensorView:
         return f"TensorView({self.name!r}, {self.dtype}, {list(self.shape)}, {self.path.name!r})"
 
     def _read(self, first: int, count: int) -> npt.NDArray[Any]:
-        offset = self._offset + first * self._element.itemsize
-        values = self._source.array(self._element, offset, count)
+        import numpy as np
+
+        offset = self._offset + first * self._item_bytes
+        values = self._source.array(np.dtype(self._element), offset, count)
         if self._stored_dtype == "F64":
             with np.errstate(over="ignore"):
                 values = values.astype(np.float32)
@@ -298,6 +298,8 @@ class TensorView:
 
 def widen(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """float32 copy of what `TensorView.array` gives (uint16 means the upper half of a float32)."""
+    import numpy as np
+
     if values.dtype == np.uint16:
         bits = values.astype(np.uint32)
         bits <<= 16

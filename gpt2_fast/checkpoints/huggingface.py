@@ -14,11 +14,10 @@ import re
 import warnings
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from gpt2_fast.errors import CheckpointError
 
 from .base import Checkpoint, TensorView, widen
+from .folder import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME, weight_files
 from .huggingface_config import read_config
 from .safetensors_file import SafetensorsFile
 from .strict_json import read_object
@@ -29,11 +28,6 @@ if TYPE_CHECKING:
 
     from gpt2_fast.config import GPT2Config
 
-CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "model.safetensors"
-INDEX_NAME = "model.safetensors.index.json"
-PREPARED_NAME = "gpt2_fast.safetensors"  # of this package (prepared.py): no parameters by name
-
 _INDEX_LIMIT = 4 << 20
 _MAX_SHARDS = 256
 _PREFIXES = ("_orig_mod.", "module.", "transformer.")
@@ -43,16 +37,6 @@ _MASK_BUFFER = re.compile(r"h\.[0-9]+\.(attn|crossattention)\.(bias|masked_bias)
 _EMBEDDING = "wte.weight"
 _HEAD = "lm_head.weight"
 _COMPARED_BYTES = 4 << 20
-
-
-def holds_weights(folder: Path) -> bool:
-    """Whether `folder` has safetensors files, sharded or not."""
-    return (folder / INDEX_NAME).exists() or bool(_weight_files(folder))
-
-
-def _weight_files(folder: Path) -> list[str]:
-    names = (path.name for path in folder.glob("*.safetensors"))
-    return sorted(name for name in names if name != PREPARED_NAME)
 
 
 def open_folder(folder: Path, config: GPT2Config | None = None) -> Checkpoint:
@@ -86,7 +70,7 @@ def _read_shards(folder: Path, opened: list[SafetensorsFile]) -> dict[str, Safet
         promised = _read_index(folder / INDEX_NAME)
         names = sorted(set(promised.values()))
     else:
-        names = _weight_files(folder)
+        names = weight_files(folder)
         if len(names) != 1:
             raise CheckpointError(
                 f"{folder}: wanted {WEIGHTS_NAME}, {INDEX_NAME} or a single safetensors file, "
@@ -205,7 +189,7 @@ def _same_rows(one: TensorView, other: TensorView, rows: int) -> bool:
         for first in range(0, rows, step):
             last = min(rows, first + step)
             left, right = widen(one.rows(first, last)), widen(other.rows(first, last))
-            if not np.array_equal(left.view(np.uint32), right.view(np.uint32)):
+            if left.tobytes() != right.tobytes():
                 return False
         return True
     finally:

@@ -101,15 +101,6 @@ class BundleTensorView(TensorView):
         return super()._read(first, count)
 
 
-def is_bundle(folder: Path) -> bool:
-    """Whether `folder` is laid out like OpenAI's release or a gpt-2-simple run."""
-    if not folder.is_dir():
-        return False
-    if any(folder.glob("*.index")) or any(folder.glob("*.data-?????-of-?????")):
-        return True
-    return (folder / "hparams.json").is_file() and (folder / "checkpoint").is_file()
-
-
 def open_bundle(folder: Path, config: GPT2Config | None = None) -> Checkpoint:
     """Open the checkpoint that `folder` holds.
 

@@ -12,7 +12,6 @@ The bytes are read, not mapped; csrc/engine/packed_file.h says why.
 from __future__ import annotations
 
 import json
-import os
 import re
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,7 +19,7 @@ from gpt2_fast import _C
 from gpt2_fast.config import GPT2Config
 from gpt2_fast.errors import CheckpointError, ParameterError
 
-from .huggingface import CONFIG_NAME, PREPARED_NAME, holds_weights
+from .folder import CONFIG_NAME, PREPARED_NAME, holds_ordinary
 from .huggingface_config import config_fields, read_config
 from .safetensors_file import SafetensorsFile
 from .strict_json import parse_object
@@ -45,18 +44,6 @@ _PIECE = 1 << 20  # stays in a core's second cache until it has been checked
 _LEAST_PIECE, _MOST_PIECE = 1 << 12, 1 << 30
 _CHECKSUM = re.compile(r"[0-9a-f]{8}")
 _DECIMAL = re.compile(r"[1-9][0-9]{0,18}")
-
-
-def holds_prepared(folder: Path) -> bool:
-    """Whether `folder` has a prepared file, be it a good one or not."""
-    return os.path.lexists(folder / PREPARED_NAME)
-
-
-def holds_ordinary(folder: Path) -> bool:
-    """Whether `folder` has the original weights of a model, in a format that can be opened."""
-    from . import openai_bundle
-
-    return holds_weights(folder) or openai_bundle.is_bundle(folder)
 
 
 class PreparedFile:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from gpt2_fast.errors import CheckpointError, ParameterError
 
-from .huggingface import CONFIG_NAME, PREPARED_NAME, WEIGHTS_NAME
+from .folder import CONFIG_NAME, PREPARED_NAME, WEIGHTS_NAME
 from .huggingface_config import config_fields
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2_fast.checkpoints.openai_bundle import is_bundle, open_bundle, verify_tensors
+from gpt2_fast.checkpoints.folder import holds_bundle
+from gpt2_fast.checkpoints.openai_bundle import open_bundle, verify_tensors
 from gpt2_fast.checkpoints.tensor_bundle import parse_index
 from gpt2_fast.config import PUBLISHED, GPT2Config
 from gpt2_fast.errors import CheckpointError
@@ -222,18 +223,18 @@ def test_tables_come_back(
         assert (found.shard, found.crc32c, found.dtype_name) == (2, crc, "DT_FLOAT")
 
 
-def test_is_bundle(folder: Path) -> None:
-    assert not is_bundle(folder)
-    assert not is_bundle(folder / "missing")
+def test_holds_bundle(folder: Path) -> None:
+    assert not holds_bundle(folder)
+    assert not holds_bundle(folder / "missing")
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors.index.json").write_text("{}")
-    assert not is_bundle(folder)
+    assert not holds_bundle(folder)
     (folder / "hparams.json").write_text("{}")
-    assert not is_bundle(folder)
+    assert not holds_bundle(folder)
     bw.write_state(folder, "model.ckpt")
-    assert is_bundle(folder)
+    assert holds_bundle(folder)
     (folder / "checkpoint").unlink()
     bw.write_bundle(folder, {})
-    assert is_bundle(folder)
+    assert holds_bundle(folder)
     (folder / "model.ckpt.index").unlink()  # the data file alone says it as well
-    assert is_bundle(folder)
+    assert holds_bundle(folder)

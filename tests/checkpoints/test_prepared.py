@@ -19,6 +19,7 @@ import safetensors
 import gpt2_fast
 from gpt2_fast import _C, GPT2, GPT2Config
 from gpt2_fast.checkpoints import open_checkpoint, prepared
+from gpt2_fast.checkpoints.folder import holds_prepared
 from gpt2_fast.checkpoints.prepared import PreparedFile
 from gpt2_fast.errors import CheckpointError, ParameterError
 from tests.checkpoints_support import BUILTIN, tiny_config
@@ -296,7 +297,7 @@ def test_loading_lets_go_of_the_file(folder: Path) -> None:
 
 
 def test_builtin_is_not_prepared() -> None:
-    assert not prepared.holds_prepared(BUILTIN)
+    assert not holds_prepared(BUILTIN)
     with pytest.raises(CheckpointError, match="cannot be opened"):
         PreparedFile(BUILTIN)
 
@@ -306,3 +307,15 @@ def test_header_is_json_with_texts_only(folder: Path) -> None:
     fields = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     assert json.loads(fields["__metadata__"]["config"]) == TINY.to_dict()
     assert all(isinstance(value, str) for value in fields["__metadata__"].values())
+
+
+def test_generating_from_one_imports_no_numpy(tmp_path: Path) -> None:
+    """numpy takes as long to import as 124M in int8 to load."""
+    model_of(SpreadSource(TINY), precision="int8").save_prepared(tmp_path)
+    script = (
+        "import sys, gpt2_fast; model = gpt2_fast.GPT2.from_pretrained(sys.argv[1]); "
+        "model.generate([1, 2, 3], max_new_tokens=2); print('numpy' in sys.modules)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout == "False\n"

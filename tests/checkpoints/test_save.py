@@ -76,7 +76,7 @@ def test_mixed_types_stay_what_they_are_and_aligned(tmp_path: Path) -> None:
     save_pretrained(tmp_path, config, reversed(state.items()))
     with open_checkpoint(tmp_path) as checkpoint:
         for name, view in checkpoint.tensors.items():
-            assert view._offset % view._element.itemsize == 0
+            assert view._offset % view._item_bytes == 0
             wanted = state[name]
             if wanted.dtype == np.float64:
                 wanted = wanted.astype(np.float32)
