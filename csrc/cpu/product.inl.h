@@ -34,6 +34,7 @@ struct Block {  // one block of K of one group of panels
   int64_t panels;  // of the group
   int64_t steps;
   bool first;
+  bool streamed;  // weights come from memory, and their user has other rows in between
   float* sums;  // [row][64] of this group
 };
 
@@ -54,6 +55,13 @@ template <Precision P, int R, int N>
     }
   }
   if constexpr (Steps<P>::kQuantized) {
+    if (b.streamed) {  // what this tile takes of the next step
+      const uint32_t* const next = b.w + b.panels * Steps<P>::kPanelWords;
+      constexpr int64_t kBytes = N * Steps<P>::kPanelBytes;
+      for (int64_t i = 0; i < kBytes; i += 64) {
+        __builtin_prefetch(reinterpret_cast<const uint8_t*>(next) + panel * (kBytes / N) + i);
+      }
+    }
     add_groups<P, R, N>(b.w, panel, b.panels, x, x_row, b.steps, acc);
   } else {
     tile<P, R, N>(b.w + panel * kLanes, b.panels * kLanes, x, x_row, b.steps, acc);
@@ -100,10 +108,11 @@ void product_group(const gpt2f::PackedLinear& linear, int64_t group, int from, i
   const int64_t panels = left < gpt2f::kGroupPanels ? left : gpt2f::kGroupPanels;
   const uint32_t* const words = linear.words + group * S::kPanelWords * steps;
   // With few rows memory sets the pace: panels of a step lie behind each other.
-  const int64_t block = S::kQuantized && rows > 1 && rows <= 2 * kRows ? 1 : S::kBlock;
+  const bool streamed = S::kQuantized && rows > 1 && rows <= 2 * kRows;
+  const int64_t block = streamed ? 1 : S::kBlock;
   for (int64_t s0 = 0; s0 < steps; s0 += block) {
     const int64_t count = steps - s0 < block ? steps - s0 : block;
-    const Block b{words + s0 * panels * S::kPanelWords, panels, count, s0 == 0, sums};
+    const Block b{words + s0 * panels * S::kPanelWords, panels, count, s0 == 0, streamed, sums};
     int64_t tiles = (rows + kRows - 1) / kRows;
     for (int64_t row = 0; row < rows; --tiles) {
       const int take = static_cast<int>((rows - row + tiles - 1) / tiles);
