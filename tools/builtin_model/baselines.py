@@ -86,7 +86,8 @@ class Table:
         """Build from sorted n-grams and their counts."""
         n = [int((counts == k).sum()) for k in range(1, 5)]
         y = n[0] / (n[0] + 2 * n[1])
-        discounts = np.array([k + 1 - (k + 2) * y * n[k + 1] / max(n[k], 1) for k in range(3)])
+        estimates = [k + 1 - (k + 2) * y * n[k + 1] / max(n[k], 1) for k in range(3)]
+        discounts = np.clip(estimates, 0.01, [1.0, 2.0, 3.0])  # of tiny texts they can be absurd
         contexts, first = np.unique(grams >> BITS, return_index=True)
         totals = np.add.reduceat(counts, first).astype(np.float64)
         kinds = np.minimum(counts, 3) - 1

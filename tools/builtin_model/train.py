@@ -41,7 +41,6 @@ from gpt2_fast.tokenizer import Tokenizer
 from .export import write_model
 
 NOVELS_SHARE = 0.92  # of the training windows; the rest come from the Bible
-EVAL_SECONDS = 420.0
 SAVE_SECONDS = 120.0
 AVERAGE = 0.995  # decay of the averaged weights per step
 
@@ -368,14 +367,15 @@ class Run:
                     mean.lerp_(value, weight)
             self.seconds += time.monotonic() - last
             last = time.monotonic()
-            if self.seconds - evaluated > EVAL_SECONDS:
+            if self.seconds - evaluated > 60 * self.options.evaluate_every:
                 self.evaluate(recent)
                 evaluated = self.seconds
                 last = time.monotonic()
             if self.seconds - saved > SAVE_SECONDS:
                 self.save()
                 saved = self.seconds
-        self.evaluate(recent)
+        if not self.stop:
+            self.evaluate(recent)
         self.save()
 
 
@@ -405,6 +405,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=Path, default=root / "gpt2_fast/data/builtin",
                         help="folder with vocab.json and merges.txt")  # fmt: skip
     parser.add_argument("--minutes", type=float, default=60, help="time to train, of all sittings")
+    parser.add_argument("--evaluate-every", type=float, default=6, help="minutes")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--warm-up", type=float, default=0.03, help="share of the time")
     parser.add_argument("--decay-from", type=float, default=0.3, help="share of the time")
