@@ -1,4 +1,4 @@
-"""The `gpt2-fast` command: generate, score, quantize, info, doctor, bench. See docs/cli.md.
+"""The `gpt2-fast` command: generate, score, eval, quantize, info, doctor, bench. See docs/cli.md.
 
 Words are parsed by argparse, and rich is imported for tables only: typer takes four times as long
 to import, which would delay the first token by a fifth.
@@ -39,6 +39,7 @@ examples:
   gpt2-fast generate "Once upon a time" -n 100
   gpt2-fast generate "Once upon a time" --model gpt2 --temperature 0.8 --top-p 0.95
   echo "It was a truth universally acknowledged" | gpt2-fast score -
+  gpt2-fast eval --task wikitext2 --model gpt2-large --data wiki.test.raw
   gpt2-fast quantize gpt2-xl -o gpt2-xl-int8
   gpt2-fast info --model gpt2-xl
   gpt2-fast doctor
@@ -68,6 +69,20 @@ examples:
   gpt2-fast score "She was obliged to leave her."
   gpt2-fast score --bos --model gpt2 - < chapter.txt
   gpt2-fast score --json "To be, or not to be" | jq .perplexity
+
+"""
+
+_EVAL_EXAMPLES = """\
+Reads a file of the data set as it was published and writes the results, how they were measured, and
+what others published for a model of this size. Data sets are not downloaded.
+
+wikitext2  wiki.test.raw or wiki.test.tokens; perplexity per token and per word
+lambada    JSON lines with a field "text", or a passage a line; how well last words are predicted
+
+examples:
+  gpt2-fast eval --task wikitext2 --model gpt2-large --data wiki.test.raw
+  gpt2-fast eval --task wikitext2 --model gpt2-large --data wiki.test.raw --stride 512
+  gpt2-fast eval --task lambada --model gpt2 --data lambada_test.jsonl --json
 
 """
 
@@ -168,6 +183,7 @@ def _parser() -> _Parser:
     score.add_argument("text", metavar="TEXT", help="what to score; - reads standard input")
     score.add_argument("--bos", action="store_true", help="score the first token as well")
     _model_options(score)
+    _eval_options(command("eval", _eval, "measure a model on a data set", _EVAL_EXAMPLES))
     _quantize_options(
         command("quantize", _quantize, "prepare a model to load at once", _QUANTIZE_EXAMPLES)
     )
@@ -210,6 +226,15 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--threads", type=int, metavar="N", help="processor threads (all this process may use)")
     add("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:1 (auto)")
+
+
+def _eval_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--task", required=True, metavar="TASK", help="wikitext2 or lambada")
+    add("--data", type=Path, required=True, metavar="FILE", help="the data set's file")
+    add("--stride", type=int, metavar="N", help="wikitext2: new tokens per window (the context)")
+    add("--detokenize", action="store_true", help="wikitext2: undo its tokenization, as the paper")
+    _model_options(parser)
 
 
 def _quantize_options(parser: argparse.ArgumentParser) -> None:
@@ -368,6 +393,19 @@ def _score(arguments: argparse.Namespace) -> int:
         terminal.json_line(facts)
     else:
         write_score(facts)
+    return OK
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from .evaluate import evaluate, write_evaluation
+
+    options = {"stride": arguments.stride, "detokenize": arguments.detokenize}
+    with _load(arguments, []) as model:
+        facts = evaluate(model, arguments.task, arguments.data, **options)
+    if arguments.json:
+        terminal.json_line(facts)
+    else:
+        write_evaluation(facts)
     return OK
 
 

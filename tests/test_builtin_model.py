@@ -1,0 +1,184 @@
+"""tools/builtin_model: what made the built-in model, on texts of a few lines."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+
+import gpt2_fast
+from tools.builtin_model import baselines, export, measure, prepare, train
+
+BUILTIN = Path(__file__).parent.parent / "gpt2_fast" / "data" / "builtin"
+
+
+def xdr(*words: int | bytes) -> bytes:
+    return b"".join(w if isinstance(w, bytes) else struct.pack(">i", w) for w in words)
+
+
+def test_r_objects() -> None:
+    string = [9 | (8 << 12), 3, "é!".encode()]
+    names = [1, 9, 5, b"names"]
+    lists = xdr(2, 1, 2, 19 | 512, 2, 13, 2, 7, 8, 16, 1, *string, 2 | 1024, *names)
+    lists += xdr(16, 2, 9, 1, b"a", 9, 1, b"b", 254)
+    assert prepare.named(prepare.RObject(b"X\n" + lists).item()) == {"a": [7, 8], "b": ["é!"]}
+    version3 = xdr(3, 1, 2, 5, b"UTF-8", *string)
+    assert prepare.RObject(b"X\n" + version3).item() == "é!"
+    with pytest.raises(ValueError, match="R type 99"):
+        prepare.RObject(b"X\n" + xdr(2, 1, 2, 99, 0)).item()
+    with pytest.raises(ValueError, match="serialization"):
+        prepare.RObject(b"A\n")
+
+
+def test_clean_and_split() -> None:
+    text = prepare.clean("  one\n two — ‘three’\n \n\n\n“four”\n")
+    assert text == "one two -- 'three'\n\n\"four\"\n"
+    paragraphs = "\n\n".join(f"paragraph {n}" for n in range(100)) + "\n"
+    head, tail = prepare.split(paragraphs)
+    assert head + tail == paragraphs
+    assert tail.startswith("paragraph ")
+    assert head.endswith("\n\n")
+    assert 0.05 <= len(tail) / len(paragraphs) < 0.06
+
+
+def test_osis_prose() -> None:
+    book = (
+        '<chapter n="1"/><w lemma="a">In</w> <w>it</w>, <note placement="foot">no<w>!</w></note>'
+        ' so &amp; so .<div eID="g1" type="x-p"/><title>T</title>Then<l n="1">verse</l>'
+    )
+    assert prepare.clean(prepare.osis_prose(book)) == "In it, so & so.\n\nThen verse\n"
+
+
+def test_a_package_that_is_another_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+    with pytest.raises(ValueError, match="sha256 is 2d711642"):
+        prepare.Package("a", "0" * 64, ("false",)).fetch(tmp_path)
+
+
+def test_kneser_ney_is_a_distribution_and_learns() -> None:
+    random = np.random.default_rng(0)
+    # A cycle with noise: counts 1 to 4 occur at every order, as the discounts need.
+    ids = (np.arange(6000) % 7 + random.integers(0, 12, 6000) * (random.random(6000) < 0.3)) % 20
+    model = baselines.KneserNey(ids.astype(np.int64), 20)
+    for history in ([3, 4, 5, 6], [19, 19, 19, 19], [0, 1, 7, 9]):
+        last = np.array([[*history, token] for token in range(20)], np.int64)
+        found = np.full(20, 1 / 20)
+        for order, table in enumerate(model.tables, 1):
+            grams = np.array([baselines.codes(row[-order:], order)[0] for row in last])
+            found = table.probabilities(grams, found)
+        assert found.sum() == pytest.approx(1)
+        assert (found > 0).all()
+    assert model.nats(ids[:500]) / 500 < 0.7 * math.log(20)
+
+
+def test_rate() -> None:
+    shares = [train.rate(x, 0.1, 0.5) for x in (0.0, 0.05, 0.1, 0.3, 0.5, 0.75, 1.0, 1.2)]
+    assert shares == pytest.approx([0, 0.5, 1, 1, 1, 0.5, 0, 0])
+
+
+def test_orthogonal_updates_have_like_singular_values() -> None:
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(train.orthogonal(torch.randn(2, 12, 30)))
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+
+
+def options(folder: Path, **changed: Any) -> Namespace:
+    given = {
+        "texts": folder / "texts",
+        "run": folder / "run",
+        "start": BUILTIN,
+        "vocabulary": BUILTIN,
+        "minutes": 1.0,
+        "evaluate_every": 10.0,
+        "learning_rate": 1e-3,
+        "warm_up": 0.1,
+        "decay_from": 0.5,
+        "weight_decay": 0.1,
+        "dropout": 0.1,
+        "batch": 2,
+        "threads": 1,
+        "seed": 0,
+        "compile": False,
+        "bfloat16": False,
+    }
+    return Namespace(**given | changed)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "texts").mkdir()
+    for name in ("emma", "bible"):
+        text = "\n\n".join(f"It was the {n} of May, and she went out." for n in range(90))
+        (tmp_path / "texts" / f"{name}.train.txt").write_text(text)
+    (tmp_path / "texts" / "emma.heldout.txt").write_text("It was May, and she stayed. " * 60)
+    return tmp_path
+
+
+class Clock:
+    """Says that every look at it is two seconds after the last."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 2.0
+        return self.now
+
+
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tools.builtin_model.train.time.monotonic", Clock())
+    whole = train.Run(options(folder, run=folder / "whole", minutes=0.3))
+    whole.train()
+    assert whole.steps > 3
+
+    first = train.Run(options(folder, minutes=0.3))
+    before = first.set_rates
+
+    def stop_after_two() -> None:
+        before()
+        first.stop = first.steps == 1
+
+    monkeypatch.setattr(first, "set_rates", stop_after_two)
+    first.train()
+    assert first.steps == 2
+    second = train.Run(options(folder, minutes=0.3))
+    assert second.steps == 2
+    second.train()
+    assert second.steps == whole.steps
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
+
+
+def test_exported_weights_are_what_the_engine_loads(folder: Path) -> None:
+    run = train.Run(options(folder, minutes=0.0))
+    run.train()
+    entry = json.loads((run.out / "log.jsonl").read_text().splitlines()[0])
+    text = (folder / "texts" / "emma.heldout.txt").read_text()
+    with gpt2_fast.GPT2.from_pretrained(run.out / "best", precision="fp32", device="cpu") as model:
+        found = measure.bits_per_byte(model, text)
+    # Other windows, so nearly the same.
+    assert found == pytest.approx(entry["model_bits_per_byte"], rel=0.05)
+    for name in ("model.safetensors", "vocab.json", "merges.txt"):
+        assert (run.out / "best" / name).read_bytes() == (BUILTIN / name).read_bytes(), name
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    weights = {"wte.weight": torch.full((4, 2), 1e6), "wpe.weight": torch.zeros(4, 2)}
+    with pytest.raises(ValueError, match="not finite in fp16"):
+        export.write_model(tmp_path, weights, BUILTIN, heads=1)
+    weights["wte.weight"] = torch.zeros(5_000_001, 1)
+    with pytest.raises(ValueError, match="10,000,018 bytes"):
+        export.write_model(tmp_path, weights, BUILTIN, heads=1)

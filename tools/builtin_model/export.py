@@ -1,0 +1,84 @@
+"""Write the built-in model's folder: weights in fp16, config.json, tokenizer files, model card.
+
+    python -m tools.builtin_model.export RUN/best gpt2_fast/data/builtin --card MODEL_CARD.md
+
+The folder has Hugging Face's layout, so `transformers` reads it as well as `gpt2_fast` does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+LIMIT = 10_000_000  # bytes of weights that the wheel has room for
+
+
+def write_model(
+    folder: Path, weights: Mapping[str, Tensor], vocabulary: Path, *, heads: int
+) -> None:
+    """Write weights under their Hugging Face names in fp16, with config and tokenizer beside them.
+
+    Args:
+        folder: made if it does not exist; files in it are replaced.
+        weights: all parameters; the head is tied, so it has no entry.
+        vocabulary: folder of vocab.json and merges.txt.
+        heads: the one dimension that no tensor's shape shows.
+    """
+    tensors = {
+        f"transformer.{name}": value.detach().to(torch.float16).contiguous()
+        for name, value in weights.items()
+    }
+    size = sum(value.nbytes for value in tensors.values())
+    if size > LIMIT:
+        raise ValueError(f"the weights take {size:,} bytes, more than {LIMIT:,}")
+    if not all(bool(value.isfinite().all()) for value in tensors.values()):
+        raise ValueError("a weight is not finite in fp16")
+    V, C = weights["wte.weight"].shape
+    config = {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": V,
+        "n_positions": weights["wpe.weight"].shape[0],
+        "n_ctx": weights["wpe.weight"].shape[0],
+        "n_embd": C,
+        "n_layer": len({name.split(".")[1] for name in weights if name.startswith("h.")}),
+        "n_head": heads,
+        "n_inner": None,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-05,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "tie_word_embeddings": True,
+        "torch_dtype": "float16",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    for name in ("vocab.json", "merges.txt"):
+        if (vocabulary / name).resolve() != (folder / name).resolve():
+            shutil.copyfile(vocabulary / name, folder / name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="write the built-in model's folder")
+    parser.add_argument("source", type=Path, help="RUN/best of train.py")
+    parser.add_argument("out", type=Path, help="folder to write, e.g. gpt2_fast/data/builtin")
+    parser.add_argument("--card", type=Path, help="model card to put beside the weights")
+    arguments = parser.parse_args()
+    held = load_file(arguments.source / "model.safetensors")
+    weights = {name.removeprefix("transformer."): value for name, value in held.items()}
+    heads = json.loads((arguments.source / "config.json").read_text("utf-8"))["n_head"]
+    write_model(arguments.out, weights, arguments.source, heads=heads)
+    if arguments.card:
+        shutil.copyfile(arguments.card, arguments.out / "MODEL_CARD.md")
+
+
+if __name__ == "__main__":
+    main()
