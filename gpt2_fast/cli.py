@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import terminal
+from . import help_texts, terminal
 from .errors import Gpt2FastError, ParameterError
 
 if TYPE_CHECKING:
@@ -24,111 +24,6 @@ if TYPE_CHECKING:
 OK, FAILED, USAGE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
 
 _MAX_INPUT = 64 << 20  # bytes of standard input; a context holds far fewer
-
-_EXIT_CODES = """\
-exit codes:
-  0    done
-  1    failed; the last line on standard error says why
-  2    the command line is wrong, or a value in it out of range
-  130  stopped by Ctrl-C; text written so far stays
-  141  whoever read the output closed it
-"""
-
-_MAIN_EXAMPLES = """\
-examples:
-  gpt2-fast generate "Once upon a time" -n 100
-  gpt2-fast generate "Once upon a time" --model gpt2 --temperature 0.8 --top-p 0.95
-  echo "It was a truth universally acknowledged" | gpt2-fast score -
-  gpt2-fast eval --task wikitext2 --model gpt2-large --data wiki.test.raw
-  gpt2-fast quantize gpt2-xl -o gpt2-xl-int8
-  gpt2-fast info --model gpt2-xl
-  gpt2-fast doctor
-  gpt2-fast bench --device cuda
-
-"""
-
-_GENERATE_EXAMPLES = """\
-The prompt is written before the text, except with --json. Results depend on the prompt, the
-parameters, the seed, the weights and the precision: not on the number of samples, the threads or
-the instruction set.
-
-examples:
-  gpt2-fast generate "Once upon a time" -n 100
-  gpt2-fast generate "The answer is" --temperature 0 --stop . --model gpt2
-  gpt2-fast generate "Dear Sir," --num 3 --seed 7 --top-p 0.95
-  gpt2-fast generate "Dear Sir," --num 3 --json | jq -r .text
-  gpt2-fast generate - < chapter.txt
-
-"""
-
-_SCORE_EXAMPLES = """\
-The first token has nothing before it and so no probability, unless --bos puts the end-of-text token
-in front. Sum, bits per byte and perplexity are over the tokens that have one.
-
-examples:
-  gpt2-fast score "She was obliged to leave her."
-  gpt2-fast score --bos --model gpt2 - < chapter.txt
-  gpt2-fast score --json "To be, or not to be" | jq .perplexity
-
-"""
-
-_EVAL_EXAMPLES = """\
-Reads a file of the data set as it was published and writes the results, how they were measured, and
-what others published for a model of this size. Data sets are not downloaded.
-
-wikitext2  wiki.test.raw or wiki.test.tokens; perplexity per token and per word
-lambada    JSON lines with a field "text", or a passage a line; how well last words are predicted
-
-examples:
-  gpt2-fast eval --task wikitext2 --model gpt2-large --data wiki.test.raw
-  gpt2-fast eval --task wikitext2 --model gpt2-large --data wiki.test.raw --stride 512
-  gpt2-fast eval --task lambada --model gpt2 --data lambada_test.jsonl --json
-
-"""
-
-_QUANTIZE_EXAMPLES = """\
-Writes a folder that loads as fast as it is read, on the CPU, in this precision: the weights as they
-lie in memory, quantised and packed. Results are those of the model, bit for bit.
-
-examples:
-  gpt2-fast quantize gpt2-xl -o gpt2-xl-int8
-  gpt2-fast quantize ./my-model --precision int4 -o ./my-model-int4
-  gpt2-fast generate "Once upon a time" --model gpt2-xl-int8
-
-"""
-
-_INFO_EXAMPLES = """\
-Nothing is downloaded for a published name; any other name on the hub is, if it is not here yet.
-
-examples:
-  gpt2-fast info
-  gpt2-fast info --model builtin
-  gpt2-fast info --model gpt2-xl --json
-
-"""
-
-_DOCTOR_EXAMPLES = """\
-Every kernel runs on every instruction set of this machine, in every precision, and is compared with
-numpy in float64; no torch is needed. Then memory is read as decoding reads weights, which says how
-many tokens a second each published size can reach here at most. Exit code 1 if a kernel fails.
-
-examples:
-  gpt2-fast doctor
-  GPT2_FAST_THREADS=1 gpt2-fast doctor --json
-
-"""
-
-_BENCH_EXAMPLES = """\
-Random weights in the shape of the model; nothing is downloaded for a published name. On CUDA, where
-torch is installed: every op against float64, the time of each stage, and torch and transformers
-measured in turns with ours.
-
-examples:
-  gpt2-fast bench --device cuda --out results
-  gpt2-fast bench --device cuda --model 1558M --precision int8,int4 --batch 1
-  gpt2-fast bench --device cpu --precision bf16 --batch 1 --position 32,896
-
-"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -163,34 +58,34 @@ def _parser() -> _Parser:
     parser = _Parser(
         prog="gpt2-fast",
         description="GPT-2 as fast as the hardware allows.",
-        epilog=_MAIN_EXAMPLES + _EXIT_CODES,
+        epilog=help_texts.MAIN + help_texts.EXIT_CODES,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="write the version and stop")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(name: str, run: Any, summary: str, epilog: str) -> argparse.ArgumentParser:
         made = commands.add_parser(
-            name, help=summary, description=summary, epilog=epilog + _EXIT_CODES
+            name, help=summary, description=summary, epilog=epilog + help_texts.EXIT_CODES
         )
         made.set_defaults(run=run)
         made.add_argument("--json", action="store_true", help="write JSON, one object a line")
         return made
 
     _generate_options(
-        command("generate", _generate, "continue a text", _GENERATE_EXAMPLES),
+        command("generate", _generate, "continue a text", help_texts.GENERATE),
     )
-    score = command("score", _score, "say how probable a text is", _SCORE_EXAMPLES)
+    score = command("score", _score, "say how probable a text is", help_texts.SCORE)
     score.add_argument("text", metavar="TEXT", help="what to score; - reads standard input")
     score.add_argument("--bos", action="store_true", help="score the first token as well")
     _model_options(score)
-    _eval_options(command("eval", _eval, "measure a model on a data set", _EVAL_EXAMPLES))
+    _eval_options(command("eval", _eval, "measure a model on a data set", help_texts.EVAL))
     _quantize_options(
-        command("quantize", _quantize, "prepare a model to load at once", _QUANTIZE_EXAMPLES)
+        command("quantize", _quantize, "prepare a model to load at once", help_texts.QUANTIZE)
     )
-    info = command("info", _info, "describe the build, this machine and a model", _INFO_EXAMPLES)
+    info = command("info", _info, "describe the build, this machine and a model", help_texts.INFO)
     info.add_argument("-m", "--model", metavar="NAME", help="a model to describe as well")
-    command("doctor", _doctor, "check every kernel on this machine", _DOCTOR_EXAMPLES)
-    _bench_options(command("bench", _bench, "measure how fast this machine is", _BENCH_EXAMPLES))
+    command("doctor", _doctor, "check every kernel on this machine", help_texts.DOCTOR)
+    _bench_options(command("bench", _bench, "measure how fast this machine is", help_texts.BENCH))
     return parser
 
 
