@@ -69,7 +69,7 @@ def test_the_minimum_of_124m() -> None:
 def counting(simt: Any) -> Iterator[Any]:
     """simt, with nothing counted yet."""
     if not simt.has_race_checker:
-        pytest.skip("only the race build (GPT2_FAST_SIMT=RACE) counts traffic")
+        pytest.skip("only the build with the race checker (build/simt/race) counts traffic")
     simt.track_nothing()
     simt.traffic()
     yield simt
