@@ -66,31 +66,14 @@ def write_model(
             shutil.copyfile(vocabulary / name, folder / name)
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All parameters of an exported model, by their names without the prefix."""
-    held = load_file(folder / "model.safetensors")
-    return {name.removeprefix("transformer."): value.float() for name, value in held.items()}
-
-
-def blend(weights: dict[str, Tensor], others: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Weights on the line between two models, of which one was trained from the other.
-
-    There the loss is often lower than at either end (Wortsman et al. 2022, arXiv:2109.01903).
-    """
-    return {name: torch.lerp(value, others[name], share) for name, value in weights.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="write the built-in model's folder")
     parser.add_argument("source", type=Path, help="RUN/best of train.py")
     parser.add_argument("out", type=Path, help="folder to write, e.g. gpt2_fast/data/builtin")
-    parser.add_argument("--blend", type=Path, help="the model that the training started from")
-    parser.add_argument("--share", type=float, default=0.5, help="of that model in the result")
     parser.add_argument("--card", type=Path, help="model card to put beside the weights")
     arguments = parser.parse_args()
-    weights = read_weights(arguments.source)
-    if arguments.blend:
-        weights = blend(weights, read_weights(arguments.blend), arguments.share)
+    held = load_file(arguments.source / "model.safetensors")
+    weights = {name.removeprefix("transformer."): value for name, value in held.items()}
     heads = json.loads((arguments.source / "config.json").read_text("utf-8"))["n_head"]
     write_model(arguments.out, weights, arguments.source, heads=heads)
     if arguments.card:

@@ -35,7 +35,7 @@ from typing import Any
 
 HELD_OUT = 0.05  # of each novel, at its end
 HELD_OUT_BYTES = 262_773  # of the seven together: a changed split would not compare with older runs
-ALICE_TAIL = 40_000  # bytes at the end of Alice that docs/builtin_model.md measures
+ALICE_TAIL = 40_000  # bytes at the end of Alice that the baselines and measure.py report
 POETRY = 0.5  # lines of verse per full stop, from which a book of the Bible is left out
 NOVELS = (
     "emma",
