@@ -95,7 +95,7 @@ def raw_safetensors(header: object, data: bytes = b"", length: int | None = None
 def refused(action: Callable[[], object], match: str, *, memory: int | None = 4 << 20) -> str:
     """Check that `action` raises CheckpointError soon and cheaply; returns the message.
 
-    It must take less than a second of processor time, and at most `memory` bytes from Python and
+    It must take less than two seconds of processor time, and at most `memory` bytes from Python and
     numpy (None: not measured). Afterwards the process must still be able to open a good model.
     """
     start = time.process_time()
@@ -104,7 +104,7 @@ def refused(action: Callable[[], object], match: str, *, memory: int | None = 4 
     elapsed = time.process_time() - start
     message = str(caught.value)
     assert re.search(match, message), message
-    assert elapsed < 1, f"{elapsed:.2f} s until: {message}"
+    assert elapsed < 2, f"{elapsed:.2f} s until: {message}"
     if memory is not None:
         peak = _peak_memory(action)
         assert peak < memory, f"{peak} bytes allocated until: {message}"

@@ -49,9 +49,13 @@ _MAX_ENTRIES = 24 << 10
 _MAX_RANK = 8
 _MAX_NAME = 256
 
-_SPACE = re.compile(r"[ \t\r\n]*")
-_INTEGER = re.compile(r"(?:0|[1-9][0-9]{0,18})(?![0-9.eE])")
-_PLAIN_STRING = re.compile(r'"([^"\\\x00-\x1f]*)"')
+# One match a token, spaces before it included: the time of a large header is the number of matches.
+_SPACE = r"[ \t\r\n]*"
+_END = re.compile(_SPACE + r"\Z")
+_MARKS = {mark: re.compile(_SPACE + re.escape(mark)) for mark in "{}[]:,"}
+_INTEGER = re.compile(_SPACE + r"(0|[1-9][0-9]{0,18})(?![0-9.eE])")
+_PLAIN_STRING = re.compile(_SPACE + r'"([^"\\\x00-\x1f]*)"')
+_QUOTE = re.compile(_SPACE + '"')
 _STRING = json.JSONDecoder()
 
 
@@ -157,8 +161,7 @@ class _HeaderParser:
                     self.metadata[key] = self._string(f"{name}, {key}")
             else:
                 entries.append((name, self._entry(name)))
-        self._skip_space()
-        if self._at != len(self._text):
+        if _END.match(self._text, self._at) is None:
             self._fail("wanted nothing after the closing brace")
         return entries
 
@@ -213,12 +216,11 @@ class _HeaderParser:
         if self._take("]"):
             return values
         while True:
-            self._skip_space()
             match = _INTEGER.match(self._text, self._at)
             if match is None:
                 self._fail(f"{where}: wanted a non-negative integer of at most 19 digits")
             self._at = match.end()
-            values.append(int(match.group()))
+            values.append(int(match.group(1)))
             if self._take("]"):
                 return values
             if len(values) == limit:
@@ -226,37 +228,31 @@ class _HeaderParser:
             self._expect(",", where)
 
     def _string(self, where: str) -> str:
-        self._skip_space()
         plain = _PLAIN_STRING.match(self._text, self._at)
         if plain is not None:
             self._at = plain.end()
             return plain.group(1)
-        if not self._text.startswith('"', self._at):
+        quote = _QUOTE.match(self._text, self._at)
+        if quote is None:
             self._fail(f"{where}: wanted a string")
         try:
-            value, self._at = _STRING.raw_decode(self._text, self._at)
+            value, self._at = _STRING.raw_decode(self._text, quote.end() - 1)
             value.encode("utf-8")
         except ValueError as error:  # includes a lone surrogate, which JSON can spell
             self._fail(f"{where}: {error}")
         return cast("str", value)
 
-    def _take(self, character: str) -> bool:
-        """Whether `character` comes next; if so it is consumed."""
-        if not self._text.startswith(character, self._at):
-            self._skip_space()
-            if not self._text.startswith(character, self._at):
-                return False
-        self._at += 1
+    def _take(self, mark: str) -> bool:
+        """Whether `mark` comes next; if so it is consumed."""
+        match = _MARKS[mark].match(self._text, self._at)
+        if match is None:
+            return False
+        self._at = match.end()
         return True
 
-    def _expect(self, character: str, where: str) -> None:
-        if not self._take(character):
-            self._fail(f"{where}: wanted {character!r}")
-
-    def _skip_space(self) -> None:
-        match = _SPACE.match(self._text, self._at)
-        if match is not None:
-            self._at = match.end()
+    def _expect(self, mark: str, where: str) -> None:
+        if not self._take(mark):
+            self._fail(f"{where}: wanted {mark!r}")
 
     def _fail(self, reason: str) -> NoReturn:
         raise CheckpointError(f"{self._path}: header, character {self._at}: {reason}")
