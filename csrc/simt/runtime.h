@@ -111,7 +111,8 @@ void run_launch(const Launch& launch);
 bool inside_kernel();
 // True while a kernel's own code runs. What the runtime does on a kernel's stack is no access of
 // the kernel's, though it may be done by a copy of a template that was compiled with the kernel.
-extern bool kernel_code;
+// Nor is what another of the host's threads does meanwhile.
+extern constinit thread_local bool kernel_code __attribute__((tls_model("initial-exec")));
 class InRuntime {
  public:
   InRuntime() : before_(kernel_code) { kernel_code = false; }

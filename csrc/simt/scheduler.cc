@@ -14,7 +14,7 @@ dim3 gridDim;
 namespace gpt2f::simt {
 
 Index* here = nullptr;
-bool kernel_code = false;
+constinit thread_local bool kernel_code = false;
 
 namespace {
 

@@ -1,4 +1,6 @@
 // Streams, recordings and events of the simulated CUDA runtime.
+#include <pthread.h>
+
 #include <cstring>
 
 #include "cuda/device.cuh"
@@ -133,6 +135,41 @@ std::string events() {
   return "";
 }
 
+struct Stores {
+  volatile bool began = false, ends = false;
+  volatile float row[kRow] = {};
+};
+
+void* store_until_told(void* argument) {
+  auto& stores = *static_cast<Stores*>(argument);
+  for (float value = 0; !stores.ends; value += 1) {
+    for (volatile float& x : stores.row) x = value;
+    stores.began = true;
+  }
+  return nullptr;
+}
+
+// What another of the host's threads does while a kernel runs is not the kernel's, though its code
+// was compiled with the kernels.
+std::string other_threads() {
+  Setting s;
+  Row row = filled(0);
+  Stores stores;
+  pthread_t other{};
+  EXPECT(pthread_create(&other, nullptr, store_until_told, &stores) == 0);
+  while (!stores.began) {
+  }
+  cudaError_t result = s.upload(row);
+  for (int i = 0; i < 2000; ++i) s.add_to_row(1);
+  if (result == cudaSuccess) result = s.download(row);
+  if (result == cudaSuccess) result = cudaStreamSynchronize(s.stream);
+  stores.ends = true;
+  pthread_join(other, nullptr);
+  EXPECT(result == cudaSuccess);
+  EXPECT(row == filled(2000));
+  return "";
+}
+
 }  // namespace
 
 void add_to(float* row, float term, int blocks, void* stream) {
@@ -144,6 +181,7 @@ RuntimeCases stream_cases() {
       {"work_is_late", work_is_late}, {"random_moments", random_moments},
       {"graph_replay", graph_replay}, {"spoilt_recording", spoilt_recording},
       {"late_errors", late_errors},   {"events", events},
+      {"other_threads", other_threads},
   };
 }
 

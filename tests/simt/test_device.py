@@ -25,6 +25,7 @@ RUNTIME = (
     "shared_limits",
     "older_devices",
     "events",
+    "other_threads",
     "traffic",
 )
 
