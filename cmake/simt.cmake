@@ -58,6 +58,7 @@ macro(gpt2f_add_simt target)
     file(GLOB sources CONFIGURE_DEPENDS csrc/cuda/*.cc csrc/simt/python/*.cc)
     add_library(gpt2f_simt_host OBJECT ${sources})
     target_link_libraries(gpt2f_simt_host PRIVATE gpt2f_simt_options pybind11::module)
+    gpt2f_unite(gpt2f_simt_host)
 
     file(GLOB sources CONFIGURE_DEPENDS csrc/cuda/*.cu)
     set_source_files_properties(${sources} PROPERTIES LANGUAGE CXX)

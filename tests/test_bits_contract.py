@@ -138,7 +138,9 @@ def test_generate_is_the_same_everywhere(precision: str, monkeypatch: pytest.Mon
     for isa in [name for name in ("scalar", "avx2", "avx512", "neon") if name in _C.isas()]:
         monkeypatch.setenv("GPT2_FAST_ISA", isa)
         for threads in (1, 2):
-            with GPT2.from_pretrained("builtin", precision=precision, threads=threads) as model:
+            with GPT2.from_pretrained(
+                "builtin", device="cpu", precision=precision, threads=threads
+            ) as model:
                 assert model.isa == isa
                 assert model.threads == threads
                 alone = model.generate(prompt, **sampling)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from pathlib import Path
 
@@ -43,8 +44,12 @@ def compile_commands(build_folder: Path) -> dict[str, list[str]]:
     for entry in json.loads((build_folder / "compile_commands.json").read_text()):
         source = Path(entry["file"])
         words = shlex.split(entry["command"])
-        flags = words[: words.index("-o")]
-        commands[source.relative_to(ROOT / "csrc").as_posix()] = flags
+        united = [source]
+        if source.parent.name == "Unity":
+            united = [Path(path) for path in re.findall(r'#include "(.*)"', source.read_text())]
+        for path in united:
+            flags = words[: words.index("-o")]
+            commands[path.relative_to(ROOT / "csrc").as_posix()] = flags
     return commands
 
 
