@@ -178,9 +178,9 @@ void add_to(float* row, float term, int blocks, void* stream) {
 
 RuntimeCases stream_cases() {
   return {
-      {"work_is_late", work_is_late}, {"random_moments", random_moments},
-      {"graph_replay", graph_replay}, {"spoilt_recording", spoilt_recording},
-      {"late_errors", late_errors},   {"events", events},
+      {"work_is_late", work_is_late},   {"random_moments", random_moments},
+      {"graph_replay", graph_replay},   {"spoilt_recording", spoilt_recording},
+      {"late_errors", late_errors},     {"events", events},
       {"other_threads", other_threads},
   };
 }
