@@ -47,9 +47,9 @@ std::vector<uint16_t> probe(const KernelTable& table) {
   return out;
 }
 
+bool runs_avx512_vnni() { return runs_avx512() && __builtin_cpu_supports("avx512vnni"); }
 bool runs_avx512_bf16() {
-  return runs_avx512() && __builtin_cpu_supports("avx512bf16") &&
-         __builtin_cpu_supports("avx512vnni") &&
+  return runs_avx512_vnni() && __builtin_cpu_supports("avx512bf16") &&
          probe(*table_avx512_bf16()) == probe(*table_avx512());
 }
 #endif
@@ -60,6 +60,7 @@ const std::vector<Candidate>& candidates() {
 #if defined(__x86_64__)
       {"avx2", table_avx2, runs_avx2},
       {"avx512", table_avx512, runs_avx512},
+      {"avx512_vnni", table_avx512_vnni, runs_avx512_vnni},
       {"avx512_bf16", table_avx512_bf16, runs_avx512_bf16},
 #elif defined(__aarch64__)
       {"neon", table_neon, [] { return true; }},

@@ -51,7 +51,11 @@ def test_neon_gives_the_scalar_bits(scalar: list[str], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("isa", "extensions"),
-    [("avx512", ()), ("avx512_bf16", ("-D__AVX512VNNI__", "-D__AVX512BF16__"))],
+    [
+        ("avx512", ()),
+        ("avx512_vnni", ("-D__AVX512VNNI__",)),
+        ("avx512_bf16", ("-D__AVX512VNNI__", "-D__AVX512BF16__")),
+    ],
 )
 def test_avx512_gives_the_scalar_bits(
     isa: str, extensions: tuple[str, ...], scalar: list[str], tmp_path: Path

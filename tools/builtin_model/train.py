@@ -50,7 +50,7 @@ class Shape:
     """Dimensions of the model: V ids, T positions, L layers of width C with H heads."""
 
     vocabulary: int = 4096
-    positions: int = 256
+    positions: int = 512
     layers: int = 6
     width: int = 192
     heads: int = 6
@@ -128,11 +128,18 @@ def published_name(name: str) -> str:
 
 
 def load_model(model: GPT2, folder: Path) -> None:
-    """Start from the weights of an exported model of the same shape."""
+    """Start from the weights of an exported model of the same shape, or with fewer positions.
+
+    Positions that it lacks begin as copies of the later half of those it has: a late position
+    means "far from the beginning", which an early one does not.
+    """
     held = {
         name.removeprefix("transformer."): value
         for name, value in load_file(folder / "model.safetensors").items()
     }
+    known, wanted = len(held["wpe.weight"]), len(model.wpe)
+    late = known // 2 + torch.arange(max(0, wanted - known)) % (known - known // 2)
+    held["wpe.weight"] = torch.cat([held["wpe.weight"], held["wpe.weight"][late]])
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(held[published_name(name)])
@@ -342,10 +349,15 @@ class Run:
         compiled: Any = torch.compile(self.model) if self.options.compile else self.model
         bfloat16 = self.options.bfloat16
         recent = 0.0
+        usual: float | None = None  # seconds of a step
         saved = evaluated = self.seconds
         if self.steps == 0:
             self.evaluate(None)
         self.model.train()
+        if self.options.compile:  # before the clock starts
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                compiled(*self.windows.batch(self.options.batch), self.options.dropout).backward()
+            self.model.zero_grad(set_to_none=True)
         last = time.monotonic()
         while not self.stop and self.seconds < 60 * self.options.minutes:
             self.set_rates()
@@ -365,7 +377,9 @@ class Run:
                     self.average.parameters(), self.model.parameters(), strict=True
                 ):
                     mean.lerp_(value, weight)
-            self.seconds += time.monotonic() - last
+            took = time.monotonic() - last
+            usual = took if usual is None else 0.95 * usual + 0.05 * min(took, 4 * usual)
+            self.seconds += min(took, 4 * usual)  # a process that was stopped did not train
             last = time.monotonic()
             if self.seconds - evaluated > 60 * self.options.evaluate_every:
                 self.evaluate(recent)
