@@ -40,35 +40,66 @@ inline F store_weights(uint32_t* row, int64_t page, F p) {
   }
 }
 
-// Scores of R queries against every page, masked behind each query's count, then their weights in
-// place. sums[r] is the sum of a query's weights.
+// Scores of R queries against pages j ... j + N - 1, masked behind each query's count.
+template <Precision P, int R, int N>
+void score_pages(const Pages& pages, const gpt2f::CacheLayout& cache, int64_t j,
+                 const uint32_t* query, int64_t query_row, const int64_t (&count)[R], float scale,
+                 float* scores, int64_t score_row, F (&top)[R]) {
+  constexpr int64_t kScoreSteps = 16;
+  const uint32_t* keys[N];
+  F acc[R][N];
+  for (int n = 0; n < N; ++n) {
+    keys[n] = pages.key(j + n);
+    for (int r = 0; r < R; ++r) acc[r][n] = fset(0.0f);
+  }
+  // In short chains: one over all of D loses more of a peaked softmax than torch does.
+  for (int64_t s0 = 0; s0 < cache.key_steps; s0 += kScoreSteps) {
+    const int64_t end = s0 + kScoreSteps < cache.key_steps ? s0 + kScoreSteps : cache.key_steps;
+    F part[R][N];
+    for (int r = 0; r < R; ++r) {
+      for (int n = 0; n < N; ++n) part[r][n] = fset(0.0f);
+    }
+    for (int64_t s = s0; s < end; ++s) {
+      U key[N];
+      for (int n = 0; n < N; ++n) key[n] = uload(keys[n] + s * 16);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const U q = uset(query[r * query_row + s]);
+        for (int n = 0; n < N; ++n) part[r][n] = mac<P>(part[r][n], key[n], q);
+      }
+    }
+    for (int r = 0; r < R; ++r) {
+      for (int n = 0; n < N; ++n) acc[r][n] = fadd(acc[r][n], part[r][n]);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int n = 0; n < N; ++n) {
+      const M seen = first_clamped(count[r] - (j + n) * 16);
+      const F score = fselect(seen, fmul(acc[r][n], fset(scale)), fset(-__builtin_inff()));
+      top[r] = fmax(score, top[r]);
+      fstore(scores + r * score_row + (j + n) * 16, score);
+    }
+  }
+}
+
+// Weights of R queries for every page: softmax of their scores, not yet divided by sums[r].
 template <Precision P, int R>
 void attention_weights(const Pages& pages, const gpt2f::CacheLayout& cache, const uint32_t* query,
                        int64_t query_row, const int64_t (&count)[R], float scale, float* scores,
                        int64_t score_row, float (&sums)[R]) {
-  constexpr int64_t kScoreSteps = 16;
+  constexpr int kPagesAtOnce = R > 2 && kTilePanels > 1 ? 2 : 1;
   const int64_t page_count = (count[R - 1] + 15) / 16;
   F top[R];
   for (int r = 0; r < R; ++r) top[r] = fset(-__builtin_inff());
-  for (int64_t j = 0; j < page_count; ++j) {
-    if (j + 1 < page_count) expect<R>(pages.key(j + 1), cache.key_words());
-    F acc[R][1];
-    for (int r = 0; r < R; ++r) acc[r][0] = fset(0.0f);
-    // In short chains: one over all of D loses more of a peaked softmax than torch does.
-    for (int64_t s0 = 0; s0 < cache.key_steps; s0 += kScoreSteps) {
-      const int64_t left = cache.key_steps - s0;
-      F part[R][1];
-      for (int r = 0; r < R; ++r) part[r][0] = fset(0.0f);
-      tile<P, R, 1>(pages.key(j) + s0 * 16, 16, query + s0, query_row,
-                    left < kScoreSteps ? left : kScoreSteps, part);
-      for (int r = 0; r < R; ++r) acc[r][0] = fadd(acc[r][0], part[r][0]);
-    }
-    for (int r = 0; r < R; ++r) {
-      const M seen = first_clamped(count[r] - j * 16);
-      const F score = fselect(seen, fmul(acc[r][0], fset(scale)), fset(-__builtin_inff()));
-      top[r] = fmax(score, top[r]);
-      fstore(scores + r * score_row + j * 16, score);
-    }
+  int64_t page = 0;
+  for (; page + kPagesAtOnce <= page_count; page += kPagesAtOnce) {
+    if (page + 1 < page_count) expect<R>(pages.key(page + 1), cache.key_words());
+    score_pages<P, R, kPagesAtOnce>(pages, cache, page, query, query_row, count, scale, scores,
+                                    score_row, top);
+  }
+  if (page < page_count) {
+    score_pages<P, R, 1>(pages, cache, page, query, query_row, count, scale, scores, score_row,
+                         top);
   }
   for (int r = 0; r < R; ++r) {
     float each[16];

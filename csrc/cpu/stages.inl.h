@@ -26,8 +26,11 @@ inline CacheSlot cache_slot(const gpt2f::LnQkvArgs& a, int64_t row, int64_t head
 template <Precision P>
 void keep_panel(const gpt2f::LnQkvArgs& a, int64_t row, int64_t column, F value) {
   const gpt2f::CacheLayout& cache = a.cache;
-  const int64_t width = cache.heads * cache.head_size, inside = column % width;
-  const int64_t head = inside / cache.head_size, d = inside % cache.head_size;
+  const int64_t width = cache.heads * cache.head_size;
+  // In 32 bits, where processors divide several times as fast.
+  const uint32_t inside = static_cast<uint32_t>(column) % static_cast<uint32_t>(width);
+  const int64_t head = inside / static_cast<uint32_t>(cache.head_size);
+  const int64_t d = inside - head * cache.head_size;
   const int64_t step = d / gpt2f::word_elements(P);
   if (column < width) {
     uint32_t* const to = a.query + (row * cache.heads + head) * cache.key_steps + step;
