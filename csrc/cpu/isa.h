@@ -10,6 +10,7 @@ void pack_quantized(const PackArgs& args, const Lane& lane);
 
 const KernelTable* table_scalar();
 const KernelTable* table_avx2();
+const KernelTable* table_avx2_vnni();
 const KernelTable* table_avx512();
 const KernelTable* table_avx512_vnni();
 const KernelTable* table_avx512_bf16();

@@ -1,5 +1,9 @@
 #include "cpu/select.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <cstring>
 
 #include "core/error.h"
@@ -18,6 +22,11 @@ struct Candidate {
 #if defined(__x86_64__)
 // These builtins also ask whether the operating system saves the registers.
 bool runs_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+// Not every compiler's builtin knows this one.
+bool runs_avx2_vnni() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return runs_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
+}
 bool runs_avx512() {
   return runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
@@ -59,6 +68,7 @@ const std::vector<Candidate>& candidates() {
       {"scalar", table_scalar, [] { return true; }},
 #if defined(__x86_64__)
       {"avx2", table_avx2, runs_avx2},
+      {"avx2_vnni", table_avx2_vnni, runs_avx2_vnni},
       {"avx512", table_avx512, runs_avx512},
       {"avx512_vnni", table_avx512_vnni, runs_avx512_vnni},
       {"avx512_bf16", table_avx512_bf16, runs_avx512_bf16},

@@ -23,7 +23,11 @@ constexpr int kTilePanels = 1;
 constexpr int kDotRows = 6;
 constexpr int kDotPanelsOne = 4;
 constexpr int kDotPanels = 1;
+#if defined(__AVXVNNI__)
+constexpr bool kDot16 = false;
+#else
 constexpr bool kDot16 = true;
+#endif
 
 inline __m256i first8(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -156,6 +160,68 @@ inline void store_bytes(uint8_t* p, U a) {
                                                  _mm256_extracti128_si256(in_order, 1)));
 }
 
+#if defined(__AVXVNNI__)
+// H times eight outputs of a panel; many rows as few.
+constexpr bool kHalvesTogether = true;
+
+inline void dot_add(__m256i& sum, __m256i w, uint32_t x) {
+  sum = _mm256_dpbusd_avx_epi32(sum, w, _mm256_set1_epi32(static_cast<int>(x)));
+  asm("" : "+x"(sum));  // in the order written: GCC would keep copies of the sums
+}
+
+template <int R, int H>
+[[gnu::always_inline]] inline void dot_bytes_part(const uint8_t* w, const uint32_t* x,
+                                                  int64_t x_row, __m256i (&out)[H][R]) {
+#pragma GCC unroll 2
+  for (int h = 0; h < H; ++h) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) out[h][r] = _mm256_setzero_si256();
+  }
+#pragma GCC unroll 1
+  for (int s = 0; s < 16; ++s) {
+    __m256i v[H];
+#pragma GCC unroll 2
+    for (int h = 0; h < H; ++h) v[h] = _mm256_loadu_si256((const __m256i*)(w + s * 64 + h * 32));
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+      for (int h = 0; h < H; ++h) dot_add(out[h][r], v[h], x[r * x_row + s]);
+    }
+  }
+}
+
+template <int R, int H>
+[[gnu::always_inline]] inline void dot_nibbles_part(const uint8_t* w, const uint32_t* x,
+                                                    int64_t x_row, __m256i (&out)[H][R]) {
+  const __m256i mask = _mm256_set1_epi8(15);
+#pragma GCC unroll 2
+  for (int h = 0; h < H; ++h) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) out[h][r] = _mm256_setzero_si256();
+  }
+#pragma GCC unroll 1
+  for (int s = 0; s < 4; ++s) {
+    // The low halves of words, then the high ones, loaded again: together they are one register
+    // too many.
+#pragma GCC unroll 2
+    for (int part = 0; part < 2; ++part) {
+      __m256i v[H];
+#pragma GCC unroll 2
+      for (int h = 0; h < H; ++h) {
+        const __m256i word = _mm256_loadu_si256((const __m256i*)(w + s * 64 + h * 32));
+        v[h] = _mm256_and_si256(part == 0 ? word : _mm256_srli_epi32(word, 4), mask);
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+        for (int h = 0; h < H; ++h) dot_add(out[h][r], v[h], x[r * x_row + 2 * s + part]);
+      }
+    }
+  }
+}
+#else
+constexpr bool kHalvesTogether = false;
+
 // sum += x, written out: GCC regroups sums of integers until it runs out of registers.
 inline void add_to32(__m256i& sum, __m256i x) { asm("vpaddd %1, %0, %0" : "+x"(sum) : "x"(x)); }
 inline void add_to16(__m256i& sum, __m256i x) { asm("vpaddw %1, %0, %0" : "+x"(sum) : "x"(x)); }
@@ -235,13 +301,14 @@ template <int R, int H>
     for (int r = 0; r < R; ++r) out[h][r] = _mm256_madd_epi16(sums[h][r], _mm256_set1_epi16(1));
   }
 }
+#endif
 
 // Few rows take whole panels at once; what many rows need would not fit the registers.
 #define GPT2F_DOT(name, panel_bytes)                                                          \
   template <int R, int N>                                                                     \
   [[gnu::always_inline]] inline void name(const uint8_t* w, const uint32_t* x, int64_t x_row, \
                                           U(&out)[R][N]) {                                    \
-    constexpr int kHalves = R <= 2 ? 2 : 1;                                                   \
+    constexpr int kHalves = kHalvesTogether || R <= 2 ? 2 : 1;                                \
     _Pragma("GCC unroll 8") for (int n = 0; n < N; ++n) {                                     \
       __m256i half[2 / kHalves][kHalves][R];                                                  \
       name##_part<R, kHalves>(w + n * panel_bytes, x, x_row, half[0]);                        \

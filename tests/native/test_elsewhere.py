@@ -1,5 +1,6 @@
 """Kernels for processors that this one is not give the bits of the scalar kernels: NEON on an Arm
-processor emulated by qemu, AVX-512 with its instructions written out in C++."""
+processor emulated by qemu, AVX-512 with its instructions written out in C++, AVX-VNNI likewise in
+those of AVX2."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
+from gpt2_fast import _C
 
 ROOT = Path(__file__).parents[2]
 FLAGS = ["-std=c++20", "-O0", "-ffp-contract=off", "-fno-math-errno", "-fno-strict-aliasing"]
@@ -47,6 +50,12 @@ def scalar(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 )
 def test_neon_gives_the_scalar_bits(scalar: list[str], tmp_path: Path) -> None:
     assert checksums("neon", tmp_path, compiler=CROSS, run=EMULATOR) == scalar
+
+
+@pytest.mark.skipif("avx2" not in _C.isas(), reason="needs a processor with AVX2")
+def test_avx2_vnni_gives_the_scalar_bits(scalar: list[str], tmp_path: Path) -> None:
+    emulated = ("-mavx2", "-mfma", "-include", str(ROOT / "tests/native/avx_vnni_in_avx2.h"))
+    assert checksums("avx2_vnni", tmp_path, *emulated) == scalar
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-X86 = {"scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16"}
+X86 = {"scalar", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16"}
 ARM = {"scalar", "neon"}
 #: A wide register, or a VEX-encoded instruction on a narrow one. Neither is in baseline x86-64.
 BEYOND_BASELINE = re.compile(r"%[yz]mm\d|\tv[a-z0-9]+ .*%xmm\d|%k[0-7]\b")
