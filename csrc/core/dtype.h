@@ -17,7 +17,7 @@ enum class Precision : int32_t { kFp32 = 0, kBf16 = 1, kFp16 = 2, kInt8 = 3, kIn
 constexpr int kLanes = 16;          // outputs of one panel, positions of one page
 constexpr int kGroupPanels = 4;     // panels interleaved in memory
 constexpr int kPagePositions = 16;  // KV positions of one page
-constexpr int kBlockElements = 128; // products are summed in blocks of this many elements of K
+constexpr int kBlockElements = 96; // products are summed in blocks of this many elements of K
 
 constexpr int64_t kMaxDeviceHeadSize = 128;  // of a backend with a device
 

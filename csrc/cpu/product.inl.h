@@ -6,7 +6,7 @@
 //          through registers kTileRows at a time.
 // Traffic  each weight word once from memory per 256 rows, x from cache: 4 K N bytes (fp32) or
 //          2 K N (bf16). At 33 GB/s GPT-2 small's 124 M weights take 15 ms or 7.5 ms.
-// Numerics one fused multiply-add chain per 128 elements of K, in order; block sums added in order.
+// Numerics one fused multiply-add chain per 96 elements of K, in order; block sums added in order.
 //          Lanes lie along outputs, so a sum has one order whatever the tile or the vector width.
 #pragma once
 
