@@ -51,6 +51,17 @@ def test_clean_and_split() -> None:
     assert 0.05 <= len(tail) / len(paragraphs) < 0.06
 
 
+def test_a_book_without_its_cover_and_without_slurs() -> None:
+    book = "CHAPTER I\n\n" + "CHAPTER I\nIt began." + " And on." * 80 + "THE END THE END\nLicence"
+    assert prepare.between(book, "CHAPTER I\n", "THE END").startswith("CHAPTER I\nIt began.")
+    assert prepare.between(book, "CHAPTER I\n", "THE END").endswith("And on.THE END ")
+    with pytest.raises(ValueError, match="substring not found"):
+        prepare.between(book, "CHAPTER II", "THE END")
+    assert prepare.without_slurs("One niggard.\n\nTwo Niggers.\n\nThree.\n") == (
+        "One niggard.\n\nThree.\n"
+    )
+
+
 def test_osis_prose() -> None:
     book = (
         '<chapter n="1"/><w lemma="a">In</w> <w>it</w>, <note placement="foot">no<w>!</w></note>'
@@ -99,6 +110,9 @@ def options(folder: Path, **changed: Any) -> Namespace:
         "run": folder / "run",
         "start": BUILTIN,
         "vocabulary": BUILTIN,
+        "layers": 6,
+        "width": 192,
+        "heads": 6,
         "minutes": 1.0,
         "evaluate_every": 10.0,
         "learning_rate": 1e-3,
@@ -160,6 +174,45 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
     assert second.steps == whole.steps
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name]), name
+
+
+def test_a_start_with_fewer_positions_is_continued_with_late_ones(tmp_path: Path) -> None:
+    short, long = train.Shape(50, 8, 1, 16, 2), train.Shape(50, 20, 1, 16, 2)
+    torch.manual_seed(0)
+    model = train.GPT2(short)
+    weights = {train.published_name(name): value for name, value in model.named_parameters()}
+    export.write_model(tmp_path, weights, BUILTIN, heads=2)
+    found = train.GPT2(long)
+
+    train.load_model(found, tmp_path)
+
+    old = model.wpe.detach().half().float()
+    expected = torch.cat([old, old[4:], old[4:], old[4:]])
+    assert torch.equal(found.wpe, expected)
+    assert torch.equal(found.wte, model.wte.half().float())
+    with pytest.raises(ValueError, match="8 positions, wanted at most 6"):
+        train.load_model(train.GPT2(train.Shape(50, 6, 1, 16, 2)), tmp_path)
+    with pytest.raises(ValueError, match=r"wanted h\.1\.\S+ \(16, 48\), found nothing"):
+        train.load_model(train.GPT2(train.Shape(50, 8, 2, 16, 2)), tmp_path)
+    with pytest.raises(ValueError, match=r"wanted wte.weight \(60, 16\), found \(50, 16\)"):
+        train.load_model(train.GPT2(train.Shape(60, 8, 1, 16, 2)), tmp_path)
+
+
+def test_a_step_during_which_the_process_stood_still_counts_as_a_few(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("tools.builtin_model.train.time.monotonic", clock)
+    run = train.Run(options(folder, minutes=0.25))
+    before = run.set_rates
+
+    def stand_still() -> None:
+        before()
+        clock.now += 1000.0 * (run.steps == 2)
+
+    monkeypatch.setattr(run, "set_rates", stand_still)
+    run.train()
+    assert run.steps == 5  # of 2, 2, 4 x 2, 2 and 2 seconds
 
 
 def test_exported_weights_are_what_the_engine_loads(folder: Path) -> None:

@@ -33,12 +33,35 @@ struct Block {  // one block of K of one group of panels
   const uint32_t* w;  // its first word
   int64_t panels;  // of the group
   int64_t steps;
+  int64_t tiles;  // of rows
   bool first;
   bool streamed;  // weights come from memory, and their user has other rows in between
   float* sums;  // [row][64] of this group
 };
 
 constexpr int64_t kSumStride = kLanes * gpt2f::kGroupPanels;
+
+// add_groups, asking for what this tile takes of the next step. A panel of int8 is more than the
+// processor has on order at once, so its lines are asked for one by one as the sums go on: together
+// they would keep the loads of this step waiting. Tiles of other rows share them.
+template <Precision P, int R, int N>
+[[gnu::always_inline]] inline void add_streamed(const Block& b, int panel, const uint32_t* x,
+                                                int64_t x_row, int64_t row, F (&acc)[R][N]) {
+  constexpr int64_t kBytes = Steps<P>::kPanelBytes;
+  const uint32_t* const step = b.w + b.panels * Steps<P>::kPanelWords;
+  const uint8_t* const next = reinterpret_cast<const uint8_t*>(step) + panel * kBytes;
+  if constexpr (P == kInt8 && kDotAhead && R > 1) {
+    if (b.tiles == 1) {
+      add_groups<P, R, N, N>(b.w, panel, b.panels, x, x_row, b.steps, acc, next);
+    } else {
+      const uint8_t* const mine = next + (N > 1 && row > 0 ? kBytes : 0);
+      add_groups<P, R, N, 1>(b.w, panel, b.panels, x, x_row, b.steps, acc, mine);
+    }
+  } else {
+    for (int64_t i = 0; i < N * kBytes; i += 64) __builtin_prefetch(next + i);
+    add_groups<P, R, N>(b.w, panel, b.panels, x, x_row, b.steps, acc);
+  }
+}
 
 // Adds the block to the sums of R rows from `row` and N panels from `panel`.
 template <Precision P, int R, int N>
@@ -55,14 +78,11 @@ template <Precision P, int R, int N>
     }
   }
   if constexpr (Steps<P>::kQuantized) {
-    if (b.streamed) {  // what this tile takes of the next step
-      const uint32_t* const next = b.w + b.panels * Steps<P>::kPanelWords;
-      constexpr int64_t kBytes = N * Steps<P>::kPanelBytes;
-      for (int64_t i = 0; i < kBytes; i += 64) {
-        __builtin_prefetch(reinterpret_cast<const uint8_t*>(next) + panel * (kBytes / N) + i);
-      }
+    if (b.streamed) {
+      add_streamed<P, R, N>(b, panel, x, x_row, row, acc);
+    } else {
+      add_groups<P, R, N>(b.w, panel, b.panels, x, x_row, b.steps, acc);
     }
-    add_groups<P, R, N>(b.w, panel, b.panels, x, x_row, b.steps, acc);
   } else {
     tile<P, R, N>(b.w + panel * kLanes, b.panels * kLanes, x, x_row, b.steps, acc);
   }
@@ -112,10 +132,11 @@ void product_group(const gpt2f::PackedLinear& linear, int64_t group, int from, i
   const int64_t block = streamed ? 1 : S::kBlock;
   for (int64_t s0 = 0; s0 < steps; s0 += block) {
     const int64_t count = steps - s0 < block ? steps - s0 : block;
-    const Block b{words + s0 * panels * S::kPanelWords, panels, count, s0 == 0, streamed, sums};
-    int64_t tiles = (rows + kRows - 1) / kRows;
-    for (int64_t row = 0; row < rows; --tiles) {
-      const int take = static_cast<int>((rows - row + tiles - 1) / tiles);
+    const int64_t tiles = (rows + kRows - 1) / kRows;
+    const Block b{
+        words + s0 * panels * S::kPanelWords, panels, count, tiles, s0 == 0, streamed, sums};
+    for (int64_t row = 0, left = tiles; row < rows; --left) {
+      const int take = static_cast<int>((rows - row + left - 1) / left);
       product_rows<P, kRows>(take, b, from, to, x + row * x_row + s0 * S::kOperandWords, x_row,
                              row);
       row += take;

@@ -162,11 +162,13 @@ Operand operand_of(const void* x, int64_t stride, int64_t rows, int64_t inputs, 
 }
 
 // Adds `steps` groups to the sums of R rows and N panels. `w` is the first panel's part of the
-// first step, `panel` of the `panels` that lie side by side there.
-template <Precision P, int R, int N>
+// first step, `panel` of the `panels` that lie side by side there. On the way A panels of int8
+// weights from `ahead` are asked for.
+template <Precision P, int R, int N, int A = 0>
 [[gnu::always_inline]] inline void add_groups(const uint32_t* w, int64_t panel, int64_t panels,
                                               const uint32_t* x, int64_t x_row, int64_t steps,
-                                              F (&acc)[R][N]) {
+                                              F (&acc)[R][N],
+                                              [[maybe_unused]] const uint8_t* ahead = nullptr) {
   using S = Steps<P>;
   for (int64_t g = 0; g < steps; ++g) {
     U sums[R][N];
@@ -177,7 +179,9 @@ template <Precision P, int R, int N>
       for (int n = 0; n < N; ++n) sums[r][n] = correction;
     }
     const uint8_t* const bytes = reinterpret_cast<const uint8_t*>(w);
-    if constexpr (P == kInt8) {
+    if constexpr (A > 0) {
+      dot_bytes<R, N, A>(bytes + panel * S::kPanelBytes, x, x_row, sums, ahead);
+    } else if constexpr (P == kInt8) {
       dot_bytes<R, N>(bytes + panel * S::kPanelBytes, x, x_row, sums);
     } else {
       dot_nibbles<R, N>(bytes + panel * S::kPanelBytes, x, x_row, sums);

@@ -23,6 +23,7 @@ constexpr int kTilePanels = 1;
 constexpr int kDotRows = 6;
 constexpr int kDotPanelsOne = 4;
 constexpr int kDotPanels = 1;
+constexpr bool kDotAhead = false;
 #if defined(__AVXVNNI__)
 constexpr bool kDot16 = false;
 #else

@@ -19,10 +19,13 @@ constexpr int kTilePanels = 4;    // panels beside several rows
 constexpr int kDotRows = 6;
 constexpr int kDotPanelsOne = 4;
 constexpr int kDotPanels = 2;
+constexpr int kAheadOne = 4096;  // bytes that a product of one row asks for before it comes to them
 #if defined(__AVX512VNNI__)
 constexpr bool kDot16 = false;  // activations beside 8-bit weights are bytes, or 16 bits wide
+constexpr bool kDotAhead = true;  // dot_bytes asks for memory on its way
 #else
 constexpr bool kDot16 = true;
+constexpr bool kDotAhead = false;
 #endif
 
 inline M first(int n) { return n >= 16 ? M(0xFFFF) : M((1u << n) - 1); }
@@ -129,16 +132,18 @@ inline U add_neighbours(U a, U b) {
 #endif
 
 // out[r][n] += sum of u_k x_k over a group of 64; u bytes [16][16 outputs][4] of panels 1024 bytes
-// apart, x as kDot16 says.
-template <int R, int N>
+// apart, x as kDot16 says. On the way A panels from `ahead` are asked for.
+template <int R, int N, int A = 0>
 [[gnu::always_inline]] inline void dot_bytes(const uint8_t* w, const uint32_t* x, int64_t x_row,
-                                             U (&out)[R][N]) {
+                                             U (&out)[R][N],
+                                             [[maybe_unused]] const uint8_t* ahead = nullptr) {
 #if defined(__AVX512VNNI__)
   if constexpr (R == 1) {  // in the order of memory
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
 #pragma GCC unroll 16
       for (int s = 0; s < 16; ++s) {
+        __builtin_prefetch(w + n * 1024 + s * 64 + kAheadOne);
         const U panel = _mm512_loadu_si512(w + n * 1024 + s * 64);
         out[0][n] = _mm512_dpbusd_epi32(out[0][n], panel, uset(x[s]));
       }
@@ -147,6 +152,8 @@ template <int R, int N>
     return;
   }
   for (int s = 0; s < 16; ++s) {
+#pragma GCC unroll 2
+    for (int a = 0; a < A; ++a) __builtin_prefetch(ahead + a * 1024 + s * 64);
     U panel[N];
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) panel[n] = _mm512_loadu_si512(w + n * 1024 + s * 64);
@@ -198,6 +205,7 @@ template <int R, int N>
     for (int n = 0; n < N; ++n) {
 #pragma GCC unroll 4
       for (int s = 0; s < 4; ++s) {
+        __builtin_prefetch(w + n * 256 + s * 64 + kAheadOne);
         const U v = _mm512_loadu_si512(w + n * 256 + s * 64);
         out[0][n] = _mm512_dpbusd_epi32(out[0][n], uand(v, mask), uset(x[2 * s]));
         out[0][n] = _mm512_dpbusd_epi32(out[0][n], uand(ushr<4>(v), mask), uset(x[2 * s + 1]));

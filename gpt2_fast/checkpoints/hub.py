@@ -24,7 +24,8 @@ ALIASES = {
 }
 #: Names of OpenAI's own release, downloaded in its own layout.
 OPENAI_NAMES = ("124M", "355M", "774M", "1558M")
-BUILTIN = "builtin"
+#: Models in the wheel, in data/NAME: the one for first steps, and a quarter of it.
+BUILTINS = ("builtin", "builtin-draft")
 
 # What a model needs, at the top level of its repository; never a pickle.
 _WANTED = ["config.json", "*.safetensors", "*.safetensors.index.json", "vocab.json", "merges.txt"]
@@ -38,9 +39,9 @@ def resolve(
     """The folder with the model that `name_or_path` means.
 
     Args:
-        name_or_path: "builtin", an existing folder, a short name (`gpt2`, `gpt2-medium`,
-            `gpt2-large`, `gpt2-xl`, `distilgpt2`), `owner/name` on the Hugging Face Hub, or one of
-            OpenAI's names (`124M`, `355M`, `774M`, `1558M`), in this order.
+        name_or_path: "builtin" or "builtin-draft", an existing folder, a short name (`gpt2`,
+            `gpt2-medium`, `gpt2-large`, `gpt2-xl`, `distilgpt2`), `owner/name` on the Hugging Face
+            Hub, or one of OpenAI's names (`124M`, `355M`, `774M`, `1558M`), in this order.
         cache_dir: where downloads are kept; None is the downloader's own default.
 
     Raises:
@@ -52,8 +53,8 @@ def resolve(
     if not isinstance(given, str | os.PathLike) or not str(given):
         raise ParameterError(f"name_or_path must be a name or a folder, got {given!r}")
     name = str(given)
-    if name_or_path == BUILTIN:
-        return Path(__file__).resolve().parent.parent / "data" / BUILTIN
+    if name_or_path in BUILTINS:
+        return Path(__file__).resolve().parent.parent / "data" / name
     path = Path(name).expanduser()
     cache = None if cache_dir is None else Path(cache_dir)
     if _exists(path, folder_only=name in ALIASES or name in OPENAI_NAMES):
@@ -66,7 +67,7 @@ def resolve(
         return Path(openai_download.download(name, cache))
     repository = ALIASES.get(name, name)
     if not _REPOSITORY.fullmatch(repository):
-        known = [BUILTIN, *ALIASES, *OPENAI_NAMES]
+        known = [*BUILTINS, *ALIASES, *OPENAI_NAMES]
         close = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ParameterError(

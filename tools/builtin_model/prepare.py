@@ -249,7 +249,7 @@ def clean(text: str) -> str:
 
 
 def without_slurs(text: str) -> str:
-    """A text without the paragraphs whose words for people nobody should be sent by a model."""
+    """A text without the paragraphs with words for people that a model should send nobody."""
     kept = (part for part in text.split("\n\n") if not re.search(SLURS, part, re.IGNORECASE))
     return "\n\n".join(kept)
 

@@ -138,11 +138,18 @@ def load_model(model: GPT2, folder: Path) -> None:
         for name, value in load_file(folder / "model.safetensors").items()
     }
     known, wanted = len(held["wpe.weight"]), len(model.wpe)
+    if known > wanted:
+        raise ValueError(f"{folder} has {known} positions, wanted at most {wanted}")
     late = known // 2 + torch.arange(max(0, wanted - known)) % (known - known // 2)
     held["wpe.weight"] = torch.cat([held["wpe.weight"], held["wpe.weight"][late]])
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(held[published_name(name)])
+            start = held.get(published_name(name))
+            if start is None or start.shape != parameter.shape:
+                found = "nothing" if start is None else tuple(start.shape)
+                wants = f"{published_name(name)} {tuple(parameter.shape)}"
+                raise ValueError(f"{folder}: wanted {wants}, found {found}")
+            parameter.copy_(start)
 
 
 def orthogonal(update: Tensor) -> Tensor:
@@ -272,7 +279,12 @@ class Run:
         tokenizer = Tokenizer.from_folder(self.vocabulary)
         if tokenizer is None:
             raise ValueError(f"{self.vocabulary} has no vocab.json and merges.txt")
-        shape = Shape(vocabulary=tokenizer.vocab_size)
+        shape = Shape(
+            tokenizer.vocab_size,
+            layers=arguments.layers,
+            width=arguments.width,
+            heads=arguments.heads,
+        )
         self.model = GPT2(shape)
         if arguments.start:
             load_model(self.model, arguments.start)
@@ -378,8 +390,10 @@ class Run:
                 ):
                     mean.lerp_(value, weight)
             took = time.monotonic() - last
-            usual = took if usual is None else 0.95 * usual + 0.05 * min(took, 4 * usual)
-            self.seconds += min(took, 4 * usual)  # a process that was stopped did not train
+            # A process that was stopped did not train.
+            counted = took if usual is None else min(took, 4 * usual)
+            usual = counted if usual is None else 0.95 * usual + 0.05 * counted
+            self.seconds += counted
             last = time.monotonic()
             if self.seconds - evaluated > 60 * self.options.evaluate_every:
                 self.evaluate(recent)
@@ -418,6 +432,9 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="exported model to continue from")
     parser.add_argument("--vocabulary", type=Path, default=root / "gpt2_fast/data/builtin",
                         help="folder with vocab.json and merges.txt")  # fmt: skip
+    parser.add_argument("--layers", type=int, default=Shape.layers)
+    parser.add_argument("--width", type=int, default=Shape.width)
+    parser.add_argument("--heads", type=int, default=Shape.heads)
     parser.add_argument("--minutes", type=float, default=60, help="time to train, of all sittings")
     parser.add_argument("--evaluate-every", type=float, default=6, help="minutes")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
