@@ -13,11 +13,15 @@
 namespace {
 
 // acc[r][n] += x[r] . panel n over `steps` operand words.
-template <Precision P, int R, int N>
+template <Precision P, int R, int N, int kAhead = 0>
 [[gnu::always_inline]] inline void tile(const uint32_t* w, int64_t w_step, const uint32_t* x,
                                         int64_t x_row, int64_t steps, F (&acc)[R][N]) {
   for (int64_t s = 0; s < steps; ++s) {
     U panel[N];
+#pragma GCC unroll 8
+    for (int n = 0; n < N && kAhead > 0; ++n) {
+      __builtin_prefetch(w + s * w_step + n * kLanes + kAhead / 4);
+    }
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) panel[n] = uload(w + s * w_step + n * kLanes);
 #pragma GCC unroll 8
@@ -84,7 +88,8 @@ template <Precision P, int R, int N>
       add_groups<P, R, N>(b.w, panel, b.panels, x, x_row, b.steps, acc);
     }
   } else {
-    tile<P, R, N>(b.w + panel * kLanes, b.panels * kLanes, x, x_row, b.steps, acc);
+    tile<P, R, N, R == 1 ? kAheadOne : 0>(b.w + panel * kLanes, b.panels * kLanes, x, x_row,
+                                          b.steps, acc);
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {

@@ -23,6 +23,7 @@ constexpr int kTilePanels = 1;
 constexpr int kDotRows = 6;
 constexpr int kDotPanelsOne = 4;
 constexpr int kDotPanels = 1;
+constexpr int kAheadOne = 4096;
 constexpr bool kDotAhead = false;
 #if defined(__AVXVNNI__)
 constexpr bool kDot16 = false;
@@ -180,6 +181,7 @@ template <int R, int H>
   }
 #pragma GCC unroll 1
   for (int s = 0; s < 16; ++s) {
+    if constexpr (R == 1) __builtin_prefetch(w + s * 64 + kAheadOne);
     __m256i v[H];
 #pragma GCC unroll 2
     for (int h = 0; h < H; ++h) v[h] = _mm256_loadu_si256((const __m256i*)(w + s * 64 + h * 32));
@@ -202,6 +204,7 @@ template <int R, int H>
   }
 #pragma GCC unroll 1
   for (int s = 0; s < 4; ++s) {
+    if constexpr (R == 1) __builtin_prefetch(w + s * 64 + kAheadOne);
     // The low halves of words, then the high ones, loaded again: together they are one register
     // too many.
 #pragma GCC unroll 2
@@ -241,6 +244,7 @@ template <int R, int H>
   }
 #pragma GCC unroll 1
   for (int s = 0; s < 16; ++s) {
+    if constexpr (R == 1) __builtin_prefetch(w + s * 64 + kAheadOne);
     __m256i v0[H], v1[H];
 #pragma GCC unroll 2
     for (int h = 0; h < H; ++h) {
@@ -278,6 +282,7 @@ template <int R, int H>
   }
 #pragma GCC unroll 1
   for (int s = 0; s < 4; ++s) {
+    if constexpr (R == 1) __builtin_prefetch(w + s * 64 + kAheadOne);
     __m256i low[H], high[H];
 #pragma GCC unroll 2
     for (int h = 0; h < H; ++h) {

@@ -174,6 +174,7 @@ template <int R, int N, int A = 0>
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) low[r] = high[r] = uset(0);
     for (int s = 0; s < 16; ++s) {
+      if constexpr (R == 1) __builtin_prefetch(w + n * 1024 + s * 64 + kAheadOne);
       const U v = _mm512_loadu_si512(w + n * 1024 + s * 64);
       const U v0 = _mm512_unpacklo_epi8(v, uset(0)), v1 = _mm512_unpackhi_epi8(v, uset(0));
 #pragma GCC unroll 8
@@ -226,6 +227,7 @@ template <int R, int N>
     U low[N], high[N];
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
+      if constexpr (R == 1) __builtin_prefetch(w + n * 256 + s * 64 + kAheadOne);
       const U v = _mm512_loadu_si512(w + n * 256 + s * 64);
       low[n] = uand(v, mask);
       high[n] = uand(ushr<4>(v), mask);
