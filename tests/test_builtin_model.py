@@ -17,6 +17,7 @@ pytest.importorskip("torch")
 import torch
 
 import gpt2_fast
+from gpt2_fast.checkpoints.hub import resolve
 from tools.builtin_model import baselines, export, measure, prepare, train
 
 BUILTIN = Path(__file__).parent.parent / "gpt2_fast" / "data" / "builtin"
@@ -226,6 +227,24 @@ def test_exported_weights_are_what_the_engine_loads(folder: Path) -> None:
     assert found == pytest.approx(entry["model_bits_per_byte"], rel=0.05)
     for name in ("model.safetensors", "vocab.json", "merges.txt"):
         assert (run.out / "best" / name).read_bytes() == (BUILTIN / name).read_bytes(), name
+
+
+def test_the_draft_is_a_quarter_with_the_same_tokenizer() -> None:
+    draft = resolve("builtin-draft")
+    for name in ("vocab.json", "merges.txt"):
+        assert (draft / name).read_bytes() == (BUILTIN / name).read_bytes(), name
+    assert (draft / "model.safetensors").stat().st_size < 2_000_000
+    with (
+        gpt2_fast.GPT2.from_pretrained("builtin", device="cpu") as whole,
+        gpt2_fast.GPT2.from_pretrained("builtin-draft", device="cpu") as small,
+    ):
+        assert small.config.parameters <= whole.config.parameters / 4
+        assert small.config.n_ctx == whole.config.n_ctx
+        text = "It was a truth universally acknowledged."
+        ids = small.tokenizer.encode(text)
+        assert ids == whole.tokenizer.encode(text)
+        random = len(ids) * math.log(small.config.vocab_size)
+        assert -whole.score(ids).total < -small.score(ids).total < 0.7 * random
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
