@@ -37,7 +37,7 @@ def test_generate_writes_the_prompt_and_what_the_model_says(
 
     out, err = capsys.readouterr()
     assert out == PROMPT + text + "\n"
-    assert err.startswith("model builtin (3.5 million parameters")
+    assert err.startswith("model builtin (3.6 million parameters")
     assert err.count("\n") == 1
 
 
@@ -141,7 +141,7 @@ def test_failures_take_one_line_and_code_1(
     feed(monkeypatch, b"a" * 1_000_000)  # one line of 1 MB: more tokens than the context holds
     for words, named in [
         (["generate", "x", "-m", str(tmp_path / "none")], "none"),
-        (["generate", "-", "-m", "builtin", "--seed", "1"], "256"),
+        (["generate", "-", "-m", "builtin", "--seed", "1"], "512"),
         (["generate", "x", "-m", "builtin", "--seed", "1", "--device", "cuda"], "cuda"),
         (["info", "-m", str(tmp_path)], str(tmp_path)),
     ]:
@@ -316,7 +316,7 @@ def test_info_describes_build_and_model(
     assert cli.main(["info", "-m", "builtin"]) == 0
     out = capsys.readouterr().out
     assert "licence       mit" in out
-    assert "3.5 million (3,505,152)" in out
+    assert "3.6 million (3,554,304)" in out
     assert str(BUILTIN / "MODEL_CARD.md") in out
 
 
