@@ -110,8 +110,8 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
         "-m",
         "--model",
         metavar="NAME",
-        help="builtin, a folder, gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, owner/name on "
-        "the hub, or 124M, 355M, 774M, 1558M as OpenAI released them (builtin)",
+        help="builtin, builtin-draft, a folder, gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2,"
+        " owner/name on the hub, or 124M, 355M, 774M, 1558M as OpenAI released them (builtin)",
     )
     add(
         "--precision",

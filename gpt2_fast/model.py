@@ -114,10 +114,10 @@ class GPT2:
         """Load a model.
 
         Args:
-            name_or_path: "builtin"; a folder in Hugging Face's or OpenAI's layout, or one that
-                `save_prepared` wrote; a name on the
-                hub (gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, owner/name); or one of
-                OpenAI's releases (124M, 355M, 774M, 1558M).
+            name_or_path: "builtin" or "builtin-draft"; a folder in Hugging Face's or OpenAI's
+                layout, or one that `save_prepared` wrote; a name on the hub (gpt2, gpt2-medium,
+                gpt2-large, gpt2-xl, distilgpt2, owner/name); or one of OpenAI's releases (124M,
+                355M, 774M, 1558M).
             device: "cpu", "cuda", "cuda:1", or "auto" for the best this build and machine have.
             precision: "fp32", "bf16", "int8" or "int4" on the CPU; "bf16", "fp16", "int8" or
                 "int4" on CUDA. None takes that of the folder's prepared file, else "bf16".

@@ -307,7 +307,7 @@ def test_info_describes_build_and_model(
     assert facts["memory_available"] > 0
     described = facts["model"]
     config = GPT2Config(**described["config"])
-    assert described["parameters"] == config.parameters == 3_505_152
+    assert described["parameters"] == config.parameters == 3_554_304
     for precision, sizes in described["plan"].items():
         assert sizes["total"] == gpt2_fast.plan(config, precision=precision, max_batch=1).total
     assert described["licence"] == "mit"

@@ -52,7 +52,7 @@ def lambada(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("stride", [None, 256, 100])
+@pytest.mark.parametrize("stride", [None, 512, 100])
 def test_wikitext_equals_windows_by_hand(model: GPT2, wikitext: Path, stride: int | None) -> None:
     found = evaluate.evaluate(model, "wikitext2", wikitext, stride=stride)
 
@@ -60,11 +60,11 @@ def test_wikitext_equals_windows_by_hand(model: GPT2, wikitext: Path, stride: in
     text = "\n\n".join("" if line.isspace() else line for line in lines)
     assert model.tokenizer is not None
     ids = model.tokenizer.encode(text)
-    assert len(ids) > 256
+    assert len(ids) > 512
     losses: list[float] = []
-    step, done = stride or 256, 0
+    step, done = stride or 512, 0
     for start in range(0, len(ids), step):
-        window = ids[start : start + 256]
+        window = ids[start : start + 512]
         logits = np.asarray(model.forward(window)).astype(np.float64)
         logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         new = range(max(done - start, 1), len(window))
@@ -150,8 +150,8 @@ def test_every_size_has_its_published_figures(model: GPT2, lambada: Path) -> Non
     ("task", "options", "content", "message"),
     [
         ("ptb", {}, b"x y", "task must be one of wikitext2, lambada, got 'ptb'"),
-        ("wikitext2", {"stride": 0}, b"some words here", "stride must be in 1 .. 256, got 0"),
-        ("wikitext2", {"stride": 257}, b"some words here", "stride must be in 1 .. 256, got 257"),
+        ("wikitext2", {"stride": 0}, b"some words here", "stride must be in 1 .. 512, got 0"),
+        ("wikitext2", {"stride": 513}, b"some words here", "stride must be in 1 .. 512, got 513"),
         ("wikitext2", {}, b"", "has no text to predict"),
         ("wikitext2", {}, b"\xff\xfe", "is not UTF-8"),
         ("lambada", {"stride": 5}, b"x y", "are for wikitext2"),

@@ -265,7 +265,7 @@ def test_a_name_that_nobody_knows(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ParameterError, match="neither owner/name nor one of builtin, builtin-draft, gpt2,"):
+    with pytest.raises(ParameterError, match="owner/name nor one of builtin, builtin-draft, gpt2,"):
         resolve(name)
 
 
