@@ -30,7 +30,7 @@ def wheel() -> zipfile.ZipFile:
 def test_the_wheel_holds_the_declared_files_only(wheel: zipfile.ZipFile) -> None:
     declared = re.compile(
         r"gpt2_fast/(\w+/)*\w+\.py|gpt2_fast/_C\.pyi|gpt2_fast/py\.typed"
-        r"|gpt2_fast/_C\.[\w-]+\.so|gpt2_fast/data/(builtin/)?[\w.-]+"
+        r"|gpt2_fast/_C\.[\w-]+\.so|gpt2_fast/data/(builtin(-draft)?/)?[\w.-]+"
         r"|gpt2_fast-[\w.]+\.dist-info/(METADATA|WHEEL|RECORD|top_level\.txt|entry_points\.txt"
         r"|licenses/(LICENSE|NOTICE))"
     )
