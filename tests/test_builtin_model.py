@@ -216,6 +216,18 @@ def test_a_step_during_which_the_process_stood_still_counts_as_a_few(
     assert run.steps == 5  # of 2, 2, 4 x 2, 2 and 2 seconds
 
 
+def test_compiling_changes_nothing_that_training_goes_on_from(folder: Path) -> None:
+    run = train.Run(options(folder))
+    run.save()
+    before = run.checkpoint.read_bytes()
+
+    run.warm_up(run.model)
+
+    run.save()
+    assert run.checkpoint.read_bytes() == before
+    assert all(parameter.grad is None for parameter in run.model.parameters())
+
+
 def test_exported_weights_are_what_the_engine_loads(folder: Path) -> None:
     run = train.Run(options(folder, minutes=0.0))
     run.train()

@@ -166,30 +166,41 @@ inline void store_bytes(uint8_t* p, U a) {
 // H times eight outputs of a panel; many rows as few.
 constexpr bool kHalvesTogether = true;
 
-inline void dot_add(__m256i& sum, __m256i w, uint32_t x) {
-  sum = _mm256_dpbusd_avx_epi32(sum, w, _mm256_set1_epi32(static_cast<int>(x)));
-  asm("" : "+x"(sum));  // in the order written: GCC would keep copies of the sums
+// out[h][r] += products of the weights v[h] and a word of row r.
+template <int R, int H>
+[[gnu::always_inline]] inline void dot_add(const __m256i (&v)[H], const uint32_t* x, int64_t x_row,
+                                           __m256i (&out)[H][R]) {
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    const __m256i xs = _mm256_set1_epi32(static_cast<int>(x[r * x_row]));
+#pragma GCC unroll 2
+    for (int h = 0; h < H; ++h) {
+      out[h][r] = _mm256_dpbusd_avx_epi32(out[h][r], v[h], xs);
+      asm("" : "+x"(out[h][r]));  // in the order written: GCC would keep copies of the sums
+    }
+  }
 }
 
 template <int R, int H>
-[[gnu::always_inline]] inline void dot_bytes_part(const uint8_t* w, const uint32_t* x,
-                                                  int64_t x_row, __m256i (&out)[H][R]) {
+[[gnu::always_inline]] inline void clear(__m256i (&out)[H][R]) {
 #pragma GCC unroll 2
   for (int h = 0; h < H; ++h) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) out[h][r] = _mm256_setzero_si256();
   }
+}
+
+template <int R, int H>
+[[gnu::always_inline]] inline void dot_bytes_part(const uint8_t* w, const uint32_t* x,
+                                                  int64_t x_row, __m256i (&out)[H][R]) {
+  clear(out);
 #pragma GCC unroll 1
   for (int s = 0; s < 16; ++s) {
     if constexpr (R == 1) __builtin_prefetch(w + s * 64 + kAheadOne);
     __m256i v[H];
 #pragma GCC unroll 2
     for (int h = 0; h < H; ++h) v[h] = _mm256_loadu_si256((const __m256i*)(w + s * 64 + h * 32));
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 2
-      for (int h = 0; h < H; ++h) dot_add(out[h][r], v[h], x[r * x_row + s]);
-    }
+    dot_add(v, x + s, x_row, out);
   }
 }
 
@@ -197,11 +208,7 @@ template <int R, int H>
 [[gnu::always_inline]] inline void dot_nibbles_part(const uint8_t* w, const uint32_t* x,
                                                     int64_t x_row, __m256i (&out)[H][R]) {
   const __m256i mask = _mm256_set1_epi8(15);
-#pragma GCC unroll 2
-  for (int h = 0; h < H; ++h) {
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) out[h][r] = _mm256_setzero_si256();
-  }
+  clear(out);
 #pragma GCC unroll 1
   for (int s = 0; s < 4; ++s) {
     if constexpr (R == 1) __builtin_prefetch(w + s * 64 + kAheadOne);
@@ -215,11 +222,7 @@ template <int R, int H>
         const __m256i word = _mm256_loadu_si256((const __m256i*)(w + s * 64 + h * 32));
         v[h] = _mm256_and_si256(part == 0 ? word : _mm256_srli_epi32(word, 4), mask);
       }
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 2
-        for (int h = 0; h < H; ++h) dot_add(out[h][r], v[h], x[r * x_row + 2 * s + part]);
-      }
+      dot_add(v, x + 2 * s + part, x_row, out);
     }
   }
 }

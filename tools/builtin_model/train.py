@@ -356,6 +356,16 @@ class Run:
             for group in optimizer.param_groups:
                 group["lr"] = share * options.learning_rate
 
+    def warm_up(self, compiled: Any) -> None:
+        """Compile before the clock starts, and leave everything as it was."""
+        ids = torch.zeros(self.options.batch, self.windows.length, dtype=torch.int64)
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.autocast("cpu", torch.bfloat16, enabled=self.options.bfloat16),
+        ):
+            compiled(ids, ids, self.options.dropout).backward()
+        self.model.zero_grad(set_to_none=True)
+
     def train(self) -> None:
         """Train until the minutes are spent or a signal stops it."""
         compiled: Any = torch.compile(self.model) if self.options.compile else self.model
@@ -366,10 +376,8 @@ class Run:
         if self.steps == 0:
             self.evaluate(None)
         self.model.train()
-        if self.options.compile:  # before the clock starts
-            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-                compiled(*self.windows.batch(self.options.batch), self.options.dropout).backward()
-            self.model.zero_grad(set_to_none=True)
+        if self.options.compile:
+            self.warm_up(compiled)
         last = time.monotonic()
         while not self.stop and self.seconds < 60 * self.options.minutes:
             self.set_rates()
