@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from gpt2_fast.sources import Tensor
 
 Array = npt.NDArray[Any]
+#: Precisions of the weights, then the same with an int8 cache.
+SETTINGS = [(p, kv) for kv in (None, "int8") for p in PRECISIONS["cpu"]]
 OUTLIERS = {138: 60.0, 378: 40.0, 447: 100.0}  # channel -> times the size of the others
 
 
@@ -53,6 +55,11 @@ def log_probabilities(logits: Array) -> Array:
     return out
 
 
+def name_of(precision: str, kv: str | None) -> str:
+    """What a row of a table is called."""
+    return precision if kv is None else f"{precision}, {kv} cache"
+
+
 def windows(model: GPT2, text: str) -> list[list[int]]:
     """Token ids of the text, each window after an end-of-text token and as long as the context."""
     if model.tokenizer is None or model.config.eos_token_id is None:
@@ -65,12 +72,14 @@ def on_text(text: str) -> list[dict[str, float | str]]:
     """A row for each precision: the built-in model on `text`."""
     rows: list[dict[str, float | str]] = []
     exact: list[Array] = []
-    for precision in PRECISIONS["cpu"]:
-        with GPT2.from_pretrained("builtin", precision=precision, device="cpu") as model:
+    for precision, kv in SETTINGS:
+        with GPT2.from_pretrained(
+            "builtin", precision=precision, kv_precision=kv, device="cpu"
+        ) as model:
             nats, divergence, other, count = 0.0, 0.0, 0, 0
             for number, ids in enumerate(windows(model, text)):
                 found = log_probabilities(model.forward(ids)[:-1])
-                if precision == "fp32":
+                if not rows:
                     exact.append(found)
                 right = exact[number]
                 nats -= float(found[np.arange(len(found)), ids[1:]].sum())
@@ -80,7 +89,7 @@ def on_text(text: str) -> list[dict[str, float | str]]:
         bits = nats / math.log(2) / len(text.encode())
         rows.append(
             {
-                "precision": precision,
+                "precision": name_of(precision, kv),
                 "bits per byte": bits,
                 "more than fp32, %": 100 * (bits / float(rows[0]["bits per byte"]) - 1)
                 if rows
@@ -97,15 +106,21 @@ def on_random_weights(config: GPT2Config, tokens: int) -> list[dict[str, float |
     ids = np.random.default_rng(3).integers(0, config.vocab_size, tokens).tolist()
     rows: list[dict[str, float | str]] = []
     exact: Array = np.empty(0)
-    for precision in PRECISIONS["cpu"]:
-        source = OutlierSource(config, 1)
-        with GPT2(source, None, name="outliers", precision=precision, device="cpu") as model:
+    for precision, kv in SETTINGS:
+        with GPT2(
+            OutlierSource(config, 1),
+            None,
+            name="outliers",
+            precision=precision,
+            kv_precision=kv,
+            device="cpu",
+        ) as model:
             logits = np.asarray(model.forward(ids), np.float64)
-        exact = logits if precision == "fp32" else exact
+        exact = exact if rows else logits
         spread = exact.std(-1, keepdims=True)
         rows.append(
             {
-                "precision": precision,
+                "precision": name_of(precision, kv),
                 "error / spread, root mean square": float(
                     np.sqrt(np.mean(((logits - exact) / spread) ** 2))
                 ),

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _C
+from .device import int8_cache
 from .sources import RandomSource
 
 if TYPE_CHECKING:
@@ -88,11 +89,12 @@ class EngineRunner:
         threads: int,
         max_batch: int,
         graphs: bool = True,
+        kv_precision: str | None = None,
     ) -> None:
         self.name = "gpt2_fast" if graphs else "gpt2_fast, no graphs"
         self.precision = precision
         self._config = config
-        where = device.kind, device.index
+        where = device.kind, device.index, int8_cache(kv_precision, device.kind)
         with _graphs(graphs):
             self._engine: _C.Engine | None = _C.Engine(
                 config.to_dict(), precision, _C.default_isa(), threads, max_batch, *where

@@ -119,6 +119,7 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
         help="fp32, bf16, int8, int4; on CUDA bf16, fp16, int8, int4 (what the model was prepared "
         "in, else bf16)",
     )
+    add("--kv-precision", metavar="P", help="int8: half the KV cache, on the CPU (as --precision)")
     add("--threads", type=int, metavar="N", help="processor threads (all this process may use)")
     add("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:1 (auto)")
 
@@ -365,6 +366,7 @@ def _load(arguments: argparse.Namespace, told: list[str], samples: int = 1) -> G
         name,
         device=arguments.device,
         precision=arguments.precision,
+        kv_precision=arguments.kv_precision,
         threads=arguments.threads,
         max_batch=min(samples, 16),
     )

@@ -64,6 +64,19 @@ def choose(device: str, precision: str) -> Device:
     return Device(kind, int(found[2] or 0))
 
 
+def int8_cache(kv_precision: str | None, kind: str) -> bool:
+    """Whether keys and values are 8-bit integers, on a device of this kind.
+
+    Raises:
+        ParameterError: it is neither None nor "int8", or "int8" on CUDA.
+    """
+    if kv_precision not in {None, "int8"}:
+        raise ParameterError(f"kv_precision must be None or 'int8', got {kv_precision!r}")
+    if kv_precision is not None and kind != "cpu":
+        raise ParameterError(f"kv_precision must be None on {kind}, got {kv_precision!r}")
+    return kv_precision is not None
+
+
 def _automatic(precision: str) -> Device:
     """CUDA where it can do it, else the CPU; a device that is left out is mentioned."""
     if precision not in PRECISIONS["cuda"]:

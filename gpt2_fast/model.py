@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 from . import _C
 from . import prompts as prompts_of
 from .config import GPT2Config
-from .device import PRECISIONS, choose
+from .device import PRECISIONS, choose, int8_cache
 from .errors import ParameterError
 from .results import Generation, Plan, Score
 from .sampling import SamplingParams, integer
@@ -51,6 +51,8 @@ class GPT2:
             "int4", of weights in groups with a scale each: on the CPU products take 8-bit
             activations in groups too, and the KV cache is bf16; on CUDA both are fp16. Sums are
             float32.
+        kv_precision: "int8" if keys and values are 8-bit integers in groups, else None: the KV
+            cache is what `precision` says.
         device: "cpu" or "cuda:0", "cuda:1", ...
         name: what it was loaded from.
 
@@ -66,6 +68,7 @@ class GPT2:
         name: str,
         device: str = "auto",
         precision: str = "bf16",
+        kv_precision: str | None = None,
         threads: int | None = None,
         max_batch: int = 16,
     ) -> None:
@@ -73,6 +76,7 @@ class GPT2:
         self.config: GPT2Config = source.config
         self.tokenizer = tokenizer
         self.precision = precision
+        self.kv_precision = kv_precision
         self.name = name
         self._source = source
         count = _threads(threads)
@@ -81,6 +85,7 @@ class GPT2:
         self._plan = plan(
             self.config,
             precision=precision,
+            kv_precision=kv_precision,
             threads=count,
             max_batch=max_batch,
             device=chosen.kind,
@@ -93,6 +98,7 @@ class GPT2:
             max_batch,
             chosen.kind,
             chosen.index,
+            int8_cache(kv_precision, chosen.kind),
         )
         if isinstance(source, PreparedSource):
             source.load_into(self._engine)
@@ -108,6 +114,7 @@ class GPT2:
         *,
         device: str = "auto",
         precision: str | None = None,
+        kv_precision: str | None = None,
         threads: int | None = None,
         max_batch: int = 16,
     ) -> GPT2:
@@ -121,6 +128,8 @@ class GPT2:
             device: "cpu", "cuda", "cuda:1", or "auto" for the best this build and machine have.
             precision: "fp32", "bf16", "int8" or "int4" on the CPU; "bf16", "fp16", "int8" or
                 "int4" on CUDA. None takes that of the folder's prepared file, else "bf16".
+            kv_precision: None, or "int8" on the CPU: about half the KV cache of bf16, and less to
+                read at long contexts, for a small error (docs/numerics.md).
             threads: processor threads; None takes what affinity and container quota allow, or
                 GPT2_FAST_THREADS.
             max_batch: most sequences that run at the same time; more prompts wait their turn.
@@ -144,6 +153,7 @@ class GPT2:
                 name=str(name_or_path),
                 device=found.device,
                 precision=found.precision,
+                kv_precision=kv_precision,
                 threads=threads,
                 max_batch=max_batch,
             )
@@ -162,6 +172,7 @@ class GPT2:
         tokenizer: Tokenizer | None = None,
         device: str = "auto",
         precision: str = "bf16",
+        kv_precision: str | None = None,
         threads: int | None = None,
         max_batch: int = 16,
     ) -> GPT2:
@@ -171,7 +182,7 @@ class GPT2:
             config: its shape.
             weight_seed: 0 .. 2**64 - 1; gives the same weights again.
             tokenizer: None for a model of token ids only.
-            device, precision, threads, max_batch: as in `from_pretrained`.
+            device, precision, kv_precision, threads, max_batch: as in `from_pretrained`.
         """
         return cls(
             RandomSource(config, integer("weight_seed", weight_seed, 0, 2**64 - 1)),
@@ -179,6 +190,7 @@ class GPT2:
             name=f"random weights, seed {weight_seed}",
             device=device,
             precision=precision,
+            kv_precision=kv_precision,
             threads=threads,
             max_batch=max_batch,
         )
@@ -412,6 +424,7 @@ def plan(
     config: GPT2Config,
     *,
     precision: str = "bf16",
+    kv_precision: str | None = None,
     threads: int | None = None,
     max_batch: int = 16,
     device: str = "cpu",
@@ -420,7 +433,7 @@ def plan(
 
     Args:
         config: its shape.
-        precision, threads, max_batch: as in `GPT2.from_pretrained`.
+        precision, kv_precision, threads, max_batch: as in `GPT2.from_pretrained`.
         device: "cpu" or "cuda"; the latter needs a CUDA build, but no GPU.
 
     Raises:
@@ -433,7 +446,8 @@ def plan(
         allowed = ", ".join(PRECISIONS[device])
         raise ParameterError(f"precision must be one of {allowed}, got {precision!r}")
     sequences = integer("max_batch", max_batch, 1, 65536)
-    sizes = _C.plan(config.to_dict(), precision, _threads(threads), sequences, device)
+    bytes_kept = int8_cache(kv_precision, device)
+    sizes = _C.plan(config.to_dict(), precision, _threads(threads), sequences, device, bytes_kept)
     return Plan(**_without_total(sizes))
 
 

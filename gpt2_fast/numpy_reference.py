@@ -3,7 +3,7 @@
 Everything is computed in the arithmetic asked for: float64 is the truth, float32 shows what error
 is usual. With `bf16`, what enters a product is first rounded to bfloat16, as the engine rounds it;
 with `group`, what enters a product with weights is cut into groups of 8-bit integers (weights are
-given as their integers times their scales).
+given as their integers times their scales); with `int8_cache`, so are queries, keys and values.
 Independent of `reference.py`, which is the definition of correct; tests compare the two.
 
 Shapes: B sequences, T new tokens, S cached tokens, R rows, C width, H heads, D head size,
@@ -28,12 +28,14 @@ Array: TypeAlias = "npt.NDArray[Any]"
 @dataclass(frozen=True)
 class Arithmetic:
     """How to compute: a type, whether operands of products are rounded to bfloat16, and how many
-    elements of a row share a scale when it meets quantised weights (0: none are quantised).
+    elements of a row share a scale when it meets quantised weights (0: none are quantised), and
+    whether keys and values are 8-bit integers.
     """
 
     dtype: type[np.floating[Any]]
     bf16: bool = False
     group: int = 0
+    int8_cache: bool = False
 
     def take(self, values: Array) -> Array:
         """`values` in this type."""
@@ -52,13 +54,20 @@ class Arithmetic:
         return values if self.group else self.operand(values)
 
 
-def quantized_rows(values: Array, group: int) -> Array:
-    """`values` (..., K) as integers of -127 ... 127 times a scale for each `group` along K."""
+def quantized_rows(values: Array, group: int, *, stored: bool = False) -> Array:
+    """`values` (..., K) as integers of -127 ... 127 times a scale for each `group` along K.
+
+    Scales that are `stored` are bfloat16, rounded up.
+    """
     inputs = values.shape[-1]
     padding = [(0, 0)] * (values.ndim - 1) + [(0, -inputs % group)]
     groups = np.pad(values, padding).reshape(*values.shape[:-1], -1, group)
     most = np.abs(groups).max(-1, keepdims=True)
     scale = np.where(most > 0, most, 1) / values.dtype.type(127)
+    if stored:
+        bits = scale.astype(np.float32).view(np.uint32)
+        scale = ((bits + np.uint32(0xFFFF)) & np.uint32(0xFFFF0000)).view(np.float32)
+        scale = scale.astype(values.dtype)
     rounded: Array = np.rint(groups / scale) * scale
     return rounded.reshape(*values.shape[:-1], -1)[..., :inputs]
 
@@ -102,6 +111,9 @@ def attention(how: Arithmetic, q: Array, k: Array, v: Array, lengths: Array, sca
         (B, H, T, D).
     """
     q, k, v = (how.operand(how.take(x)) for x in (q, k, v))
+    if how.int8_cache:
+        q, k = quantized_rows(q, 64), quantized_rows(k, 64, stored=True)
+        v = quantized_rows(v, v.shape[-1], stored=True)
     scores = q @ np.swapaxes(k, -1, -2) * how.dtype(scale)
     queries, keys = scores.shape[-2:]
     newest = lengths[:, None] - queries + np.arange(queries)
@@ -109,7 +121,8 @@ def attention(how: Arithmetic, q: Array, k: Array, v: Array, lengths: Array, sca
     scores = np.where(seen[:, None], scores, how.dtype(-np.inf))
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     total = weights.sum(-1, keepdims=True)
-    return how.take(how.operand(weights) @ v / total)
+    weights = weights if how.int8_cache else how.operand(weights)
+    return how.take(weights @ v / total)
 
 
 def gpt2(

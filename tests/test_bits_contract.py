@@ -26,7 +26,8 @@ from tests.bits_support import (
     some_tokens,
 )
 
-PRECISIONS = ["fp32", "bf16", "int8", "int4"]
+# Of the weights, and of a cache that is not like the rest.
+PRECISIONS = ["fp32", "bf16", "int8", "int4", "fp32, int8 cache", "int8, int8 cache"]
 # Odd on purpose: heads of 20, a width that is no multiple of 16, a vocabulary that fills no panel.
 SMALL = GPT2Config(
     n_layer=2, n_embd=60, n_head=3, n_ctx=1024, vocab_size=131, n_inner=100, eos_token_id=None
@@ -42,9 +43,15 @@ def small_weights() -> list[tuple[str, npt.NDArray[np.float32]]]:
     return perturbed(RandomSource(SMALL, 1))
 
 
+def made(config: GPT2Config, precision: str, isa: str, threads: int, sequences: int) -> _C.Engine:
+    weights, _, cache = precision.partition(", ")
+    where = (sequences, "cpu", 0, bool(cache))
+    return _C.Engine(config.to_dict(), weights, isa, threads, *where)
+
+
 @lru_cache(maxsize=32)
 def small_engine(precision: str, isa: str, threads: int) -> _C.Engine:
-    engine = _C.Engine(SMALL.to_dict(), precision, isa, threads, 17)
+    engine = made(SMALL, precision, isa, threads, 17)
     for name, array in small_weights():
         engine.load(name, array, "F32")
     return engine
@@ -99,7 +106,7 @@ def test_published_widths_on_every_instruction_set(precision: str, name: str) ->
     tokens = np.random.default_rng(1).integers(0, 500, 22).tolist()
     seen = []
     for isa in _C.isas():
-        engine = _C.Engine(config.to_dict(), precision, isa, 2, 2)
+        engine = made(config, precision, isa, 2, 2)
         for parameter, array in weights:
             engine.load(parameter, array, "F32")
         # A chunk, then single tokens: wide and narrow tiles of every kernel.
@@ -111,8 +118,9 @@ def test_published_widths_on_every_instruction_set(precision: str, name: str) ->
         np.testing.assert_array_equal(logits.view(np.uint32), seen[0].view(np.uint32))
 
 
-def test_forked_sequences_equal_separate_ones() -> None:
-    engine = small_engine("bf16", _C.isas()[-1], 2)
+@pytest.mark.parametrize("precision", ["bf16", "int8, int8 cache"])
+def test_forked_sequences_equal_separate_ones(precision: str) -> None:
+    engine = small_engine(precision, _C.isas()[-1], 2)
     prefix, tails = tokens_of(1, 37), [tokens_of(s, 60) for s in (2, 3, 4)]
     parent = engine.open()
     engine.step([(parent, list(prefix), None)])
@@ -125,12 +133,13 @@ def test_forked_sequences_equal_separate_ones() -> None:
         engine.close(sequence)
 
     for tail, logits in zip(tails, answers, strict=True):
-        np.testing.assert_array_equal(logits, truth("bf16", prefix + tail)[len(prefix) :])
+        np.testing.assert_array_equal(logits, truth(precision, prefix + tail)[len(prefix) :])
     np.testing.assert_array_equal(parent_again, answers[0])
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_generate_is_the_same_everywhere(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, _, cache = precision.partition(", ")
     prompt = "It was a truth"
     others = [f"Number {i}, {'and so on ' * (i % 4)}" for i in range(15)]
     sampling = {"max_new_tokens": 12, "temperature": 0.9, "top_p": 0.95, "seed": 11}
@@ -139,7 +148,11 @@ def test_generate_is_the_same_everywhere(precision: str, monkeypatch: pytest.Mon
         monkeypatch.setenv("GPT2_FAST_ISA", isa)
         for threads in (1, 2):
             with GPT2.from_pretrained(
-                "builtin", device="cpu", precision=precision, threads=threads
+                "builtin",
+                device="cpu",
+                precision=weights,
+                kv_precision=cache.removesuffix(" cache") or None,
+                threads=threads,
             ) as model:
                 assert model.isa == isa
                 assert model.threads == threads

@@ -50,15 +50,21 @@ struct Sequence {
   uint32_t* const* blocks;  // block j holds positions 16 j ... 16 j + 15 of all layers and heads
 };
 
+// Int8 keys: elements along D that share a scale, and words of one such group of a page.
+constexpr int64_t kKeyGroup = 64;
+constexpr int64_t kKeyGroupWords = (kKeyGroup * kPagePositions + 2 * kPagePositions) / 4;
+
 // Where the page of one layer and head lies in a block, K words, then V words
 // [position or pair of positions][value_width]. K on the CPU: [step][16 positions]; on CUDA:
-// [16 positions][step], where head sizes are padded to a multiple of 32 with zeros (unit 32).
+// [16 positions][step], where head sizes are padded to a multiple of 32 with zeros (unit 32). An
+// int8 cache, on the CPU only: cpu/cache_int8.inl.h.
 struct CacheLayout {
   int64_t heads;  // H
   int64_t head_size;  // D
-  int64_t key_steps;  // operand words of one key
+  int64_t key_steps;  // operand words of one query, and of one key that is not int8
   int64_t value_rows;  // 16 positions, or 8 pairs
   int64_t value_width;  // D rounded up
+  bool int8 = false;
 
   CacheLayout(Precision p, int64_t heads_, int64_t head_size_, int64_t key_unit = 1,
               int64_t value_unit = kLanes)
@@ -67,8 +73,20 @@ struct CacheLayout {
         key_steps(words(p, round_up(head_size_, key_unit))),
         value_rows(kPagePositions / word_elements(p)),
         value_width(round_up(head_size_, value_unit)) {}
-  int64_t key_words() const { return key_steps * kPagePositions; }
-  int64_t page_words() const { return key_words() + value_rows * value_width; }
+  static CacheLayout of_int8(int64_t heads, int64_t head_size, int64_t query_words) {
+    CacheLayout layout(Precision::kFp32, heads, head_size);
+    layout.key_steps = query_words;
+    layout.int8 = true;
+    return layout;
+  }
+  int64_t key_groups() const { return (head_size + kKeyGroup - 1) / kKeyGroup; }  // of int8
+  int64_t key_words() const {
+    return int8 ? key_groups() * kKeyGroupWords : key_steps * kPagePositions;
+  }
+  int64_t value_words() const {
+    return int8 ? value_rows * value_width / 4 + kPagePositions / 2 : value_rows * value_width;
+  }
+  int64_t page_words() const { return key_words() + value_words(); }
   int64_t block_words(int64_t layers) const { return layers * heads * page_words(); }
   int64_t page_offset(int64_t layer, int64_t head) const {
     return (layer * heads + head) * page_words();
@@ -105,6 +123,7 @@ struct LnQkvArgs {
   int64_t layer;
   float* scratch;  // per lane scratch_floats(context)
   int64_t context;
+  void* projected = nullptr;  // operand (R, round_up(3 C, 16)), scratch of an int8 cache
 };
 
 // out[r, h] = sum_j softmax_j(scale q[r, h] . k[j, h]) v[j, h], j = 0 ... position of r.

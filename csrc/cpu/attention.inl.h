@@ -28,10 +28,23 @@ inline void expect(const uint32_t* from, int64_t words) {
   }
 }
 
-template <Precision P>
-inline F store_weights(uint32_t* row, int64_t page, F p) {
-  if constexpr (P == kFp32) {
-    fstore(reinterpret_cast<float*>(row) + page * 16, p);
+// Positions in one word of V, or of weights; C is the precision of the cache, P that of the rest.
+template <Precision C>
+constexpr int64_t kPerWord = C == kBf16 ? 2 : 1;
+// Words from a panel of 16 values to the next.
+template <Precision C>
+constexpr int64_t kValueWords = C == kInt8 ? kLanes / 4 : kLanes;
+
+// What a page's weights are summed as; an int8 cache keeps them times the scales of the values.
+template <Precision C>
+inline F store_weights(uint32_t* row, int64_t page, F p, const gpt2f::CacheLayout& cache,
+                       const Pages& pages) {
+  float* const floats = reinterpret_cast<float*>(row) + page * 16;
+  if constexpr (C == kFp32) {
+    fstore(floats, p);
+    return p;
+  } else if constexpr (C == kInt8) {
+    fstore(floats, fmul(p, value_scales(cache, pages.key(page))));
     return p;
   } else {
     const U rounded = bf16_round(p);
@@ -40,11 +53,28 @@ inline F store_weights(uint32_t* row, int64_t page, F p) {
   }
 }
 
-// Scores of R queries against pages j ... j + N - 1, masked behind each query's count.
-template <Precision P, int R, int N>
+// Keeps the scores of a page, masked behind the query's count.
+inline void keep_scores(F score, float scale, int64_t page, int64_t count, float* row, F& top) {
+  const M seen = first_clamped(count - page * 16);
+  const F kept = fselect(seen, fmul(score, fset(scale)), fset(-__builtin_inff()));
+  top = fmax(kept, top);
+  fstore(row + page * 16, kept);
+}
+
+// Scores of R queries against pages j ... j + N - 1.
+template <Precision C, int R, int N>
 void score_pages(const Pages& pages, const gpt2f::CacheLayout& cache, int64_t j,
                  const uint32_t* query, int64_t query_row, const int64_t (&count)[R], float scale,
                  float* scores, int64_t score_row, F (&top)[R]) {
+  if constexpr (C == kInt8) {
+    static_assert(N == 1);
+    F found[R];
+    byte_scores<R>(cache, pages.key(j), query, query_row, found);
+    for (int r = 0; r < R; ++r) {
+      keep_scores(found[r], scale, j, count[r], scores + r * score_row, top[r]);
+    }
+    return;
+  }
   constexpr int64_t kScoreSteps = 16;
   const uint32_t* keys[N];
   F acc[R][N];
@@ -65,7 +95,7 @@ void score_pages(const Pages& pages, const gpt2f::CacheLayout& cache, int64_t j,
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         const U q = uset(query[r * query_row + s]);
-        for (int n = 0; n < N; ++n) part[r][n] = mac<P>(part[r][n], key[n], q);
+        for (int n = 0; n < N; ++n) part[r][n] = mac<C>(part[r][n], key[n], q);
       }
     }
     for (int r = 0; r < R; ++r) {
@@ -74,31 +104,28 @@ void score_pages(const Pages& pages, const gpt2f::CacheLayout& cache, int64_t j,
   }
   for (int r = 0; r < R; ++r) {
     for (int n = 0; n < N; ++n) {
-      const M seen = first_clamped(count[r] - (j + n) * 16);
-      const F score = fselect(seen, fmul(acc[r][n], fset(scale)), fset(-__builtin_inff()));
-      top[r] = fmax(score, top[r]);
-      fstore(scores + r * score_row + (j + n) * 16, score);
+      keep_scores(acc[r][n], scale, j + n, count[r], scores + r * score_row, top[r]);
     }
   }
 }
 
 // Weights of R queries for every page: softmax of their scores, not yet divided by sums[r].
-template <Precision P, int R>
+template <Precision C, int R>
 void attention_weights(const Pages& pages, const gpt2f::CacheLayout& cache, const uint32_t* query,
                        int64_t query_row, const int64_t (&count)[R], float scale, float* scores,
                        int64_t score_row, float (&sums)[R]) {
-  constexpr int kPagesAtOnce = R > 2 && kTilePanels > 1 ? 2 : 1;
+  constexpr int kPagesAtOnce = C != kInt8 && R > 2 && kTilePanels > 1 ? 2 : 1;
   const int64_t page_count = (count[R - 1] + 15) / 16;
   F top[R];
   for (int r = 0; r < R; ++r) top[r] = fset(-__builtin_inff());
   int64_t page = 0;
   for (; page + kPagesAtOnce <= page_count; page += kPagesAtOnce) {
     if (page + 1 < page_count) expect<R>(pages.key(page + 1), cache.key_words());
-    score_pages<P, R, kPagesAtOnce>(pages, cache, page, query, query_row, count, scale, scores,
+    score_pages<C, R, kPagesAtOnce>(pages, cache, page, query, query_row, count, scale, scores,
                                     score_row, top);
   }
   if (page < page_count) {
-    score_pages<P, R, 1>(pages, cache, page, query, query_row, count, scale, scores, score_row,
+    score_pages<C, R, 1>(pages, cache, page, query, query_row, count, scale, scores, score_row,
                          top);
   }
   for (int r = 0; r < R; ++r) {
@@ -110,7 +137,7 @@ void attention_weights(const Pages& pages, const gpt2f::CacheLayout& cache, cons
     float* const row = scores + r * score_row;
     for (int64_t j = 0; j < page_count; ++j) {
       const F p = fexp(fsub(fload(row + j * 16), fset(highest)));
-      sum = fadd(sum, store_weights<P>(reinterpret_cast<uint32_t*>(row), j, p));
+      sum = fadd(sum, store_weights<C>(reinterpret_cast<uint32_t*>(row), j, p, cache, pages));
     }
     sums[r] = fsum(sum);
   }
@@ -118,26 +145,32 @@ void attention_weights(const Pages& pages, const gpt2f::CacheLayout& cache, cons
 
 // acc += the weighted values of words [begin, end) of one query, whose last word holds a position
 // it does not see when its count is odd: what lies there must not even be multiplied by zero.
-template <Precision P, int N>
+template <Precision C, int N>
 void add_values(const uint32_t* v, int64_t v_step, const uint32_t* weights, int64_t begin,
                 int64_t end, bool half, F (&acc)[N]) {
   for (int64_t s = begin; s < end; ++s) {
-    const U seen = uset(half && s + 1 == end ? 0xFFFFu : 0xFFFFFFFFu);
+    const U seen = uset(half && s + 1 == end ? 0xFFFFu : 0xFFFFFFFFu), weight = uset(weights[s]);
     for (int n = 0; n < N; ++n) {
-      acc[n] = mac<P>(acc[n], uand(uload(v + s * v_step + n * kLanes), seen), uset(weights[s]));
+      const uint32_t* const from = v + s * v_step + n * kValueWords<C>;
+      if constexpr (C == kInt8) {
+        const F value = load_bytes(reinterpret_cast<const int8_t*>(from));
+        acc[n] = ffma(value, as_f(weight), acc[n]);
+      } else {
+        acc[n] = mac<C>(acc[n], uand(uload(from), seen), weight);
+      }
     }
   }
 }
 
 // N panels of 16 values of the output of R queries. What all of them see goes through one tile; the
 // few positions that only later ones see follow query by query, in the same order.
-template <Precision P, int R, int N, typename Sink>
+template <Precision C, int R, int N, typename Sink>
 void attention_values(const Pages& pages, const gpt2f::CacheLayout& cache, int64_t panel,
                       const uint32_t* weights, int64_t weight_row, const int64_t (&count)[R],
                       const float (&sums)[R], const Sink& sink) {
-  const int64_t per_page = cache.value_rows;
-  const int64_t common = count[0] / gpt2f::word_elements(P);  // words whole for every query
-  const int64_t rows = gpt2f::words(P, count[R - 1]);
+  const int64_t per_page = cache.value_rows, v_step = cache.value_width * kValueWords<C> / kLanes;
+  const int64_t common = count[0] / kPerWord<C>;  // words whole for every query
+  const int64_t rows = (count[R - 1] + kPerWord<C> - 1) / kPerWord<C>;
   F total[R][N];
   for (int r = 0; r < R; ++r) {
     for (int n = 0; n < N; ++n) total[r][n] = fset(0.0f);
@@ -150,19 +183,24 @@ void attention_values(const Pages& pages, const gpt2f::CacheLayout& cache, int64
     const int64_t chunk_end = row + per_page * (gpt2f::kChunk / gpt2f::kPagePositions);
     const int64_t end = chunk_end < rows ? chunk_end : rows;
     for (; row < end; row += per_page) {
-      const uint32_t* const v = pages.key(row / per_page) + cache.key_words() + panel * kLanes;
+      const uint32_t* const v =
+          pages.key(row / per_page) + cache.key_words() + panel * kValueWords<C>;
       const int64_t last = end - row < per_page ? end - row : per_page;
       if (row + per_page < rows) {
-        expect<R>(pages.key(row / per_page + 1) + cache.key_words(), per_page * cache.value_width);
+        expect<R>(pages.key(row / per_page + 1) + cache.key_words(), cache.value_words());
       }
       const int64_t shared = common - row < 0 ? 0 : common - row < last ? common - row : last;
-      tile<P, R, N>(v, cache.value_width, weights + row, weight_row, shared, acc);
+      if constexpr (C == kInt8) {
+        byte_values<R, N>(v, v_step, weights + row, weight_row, shared, acc);
+      } else {
+        tile<C, R, N>(v, v_step, weights + row, weight_row, shared, acc);
+      }
       if (shared == last) continue;
       for (int r = 0; r < R; ++r) {
-        const int64_t own = gpt2f::words(P, count[r]) - row;
-        const bool half = P == kBf16 && count[r] % 2 != 0 && own <= last;
-        add_values<P, N>(v, cache.value_width, weights + r * weight_row + row, shared,
-                         own < last ? own : last, half, acc[r]);
+        const int64_t own = (count[r] + kPerWord<C> - 1) / kPerWord<C> - row;
+        const bool half = C == kBf16 && count[r] % 2 != 0 && own <= last;
+        add_values<C, N>(v, v_step, weights + r * weight_row + row, shared, own < last ? own : last,
+                         half, acc[r]);
       }
     }
     row = end;
@@ -175,7 +213,7 @@ void attention_values(const Pages& pages, const gpt2f::CacheLayout& cache, int64
   }
 }
 
-template <Precision P, int R>
+template <Precision P, Precision C, int R>
 void attend(const Pages& pages, const gpt2f::CacheLayout& cache, const uint32_t* query,
             int64_t query_row, int64_t first_count, float scale, float* scratch, int64_t context,
             Element<P>* out, int64_t out_row) {
@@ -183,7 +221,7 @@ void attend(const Pages& pages, const gpt2f::CacheLayout& cache, const uint32_t*
   int64_t count[R];
   for (int r = 0; r < R; ++r) count[r] = first_count + r;
   float sums[R];
-  attention_weights<P, R>(pages, cache, query, query_row, count, scale, scratch, score_row, sums);
+  attention_weights<C, R>(pages, cache, query, query_row, count, scale, scratch, score_row, sums);
 
   const int64_t size = cache.head_size;
   const auto sink = [&](int64_t r, int64_t panel, F value) {
@@ -194,28 +232,28 @@ void attend(const Pages& pages, const gpt2f::CacheLayout& cache, const uint32_t*
   constexpr int kPanels = kTilePanels == 1 ? 1 : R <= 2 ? 4 : 2;
   int64_t panel = 0;
   for (; panel + kPanels <= panels; panel += kPanels) {
-    attention_values<P, R, kPanels>(pages, cache, panel, weights, score_row, count, sums, sink);
+    attention_values<C, R, kPanels>(pages, cache, panel, weights, score_row, count, sums, sink);
   }
   for (; panel < panels; ++panel) {
-    attention_values<P, R, 1>(pages, cache, panel, weights, score_row, count, sums, sink);
+    attention_values<C, R, 1>(pages, cache, panel, weights, score_row, count, sums, sink);
   }
 }
 
 // `rows` consecutive queries, the first of which attends to `first_count` positions.
-template <Precision P, int R = int{gpt2f::kQueryTile}>
+template <Precision P, Precision C = P, int R = int{gpt2f::kQueryTile}>
 void attend_rows(int64_t rows, const Pages& pages, const gpt2f::CacheLayout& cache,
                  const uint32_t* query, int64_t query_row, int64_t first_count, float scale,
                  float* scratch, int64_t context, Element<P>* out, int64_t out_row) {
   if (rows == R) {
-    attend<P, R>(pages, cache, query, query_row, first_count, scale, scratch, context, out,
-                 out_row);
+    attend<P, C, R>(pages, cache, query, query_row, first_count, scale, scratch, context, out,
+                    out_row);
   } else if constexpr (R > 1) {
-    attend_rows<P, R - 1>(rows, pages, cache, query, query_row, first_count, scale, scratch,
-                          context, out, out_row);
+    attend_rows<P, C, R - 1>(rows, pages, cache, query, query_row, first_count, scale, scratch,
+                             context, out, out_row);
   }
 }
 
-template <Precision P>
+template <Precision P, Precision C>
 void attention_tile(const gpt2f::AttentionArgs& a, const gpt2f::Sequence& s, int64_t head,
                     int64_t row, float* scratch) {
   const gpt2f::CacheLayout& cache = a.cache;
@@ -223,12 +261,12 @@ void attention_tile(const gpt2f::AttentionArgs& a, const gpt2f::Sequence& s, int
   const int64_t rows = s.rows - row < gpt2f::kQueryTile ? s.rows - row : gpt2f::kQueryTile;
   const Pages pages{s.blocks, cache.page_offset(a.layer, head)};
   const int64_t r = s.row + row;
-  attend_rows<P>(rows, pages, cache, a.query + r * query_row + head * cache.key_steps, query_row,
-                 s.start + row + 1, a.scale, scratch, a.context,
-                 at<P>(a.out, r * a.stride + head * cache.head_size), a.stride);
+  attend_rows<P, C>(rows, pages, cache, a.query + r * query_row + head * cache.key_steps, query_row,
+                    s.start + row + 1, a.scale, scratch, a.context,
+                    at<P>(a.out, r * a.stride + head * cache.head_size), a.stride);
 }
 
-template <Precision P>
+template <Precision P, Precision C>
 void attention_of(const gpt2f::AttentionArgs& a, const Lane& lane) {
   float* const scratch = a.scratch + lane.rank * gpt2f::scratch_floats(a.context);
   const auto tiles_of = [](const gpt2f::Sequence& s) {
@@ -243,12 +281,16 @@ void attention_of(const gpt2f::AttentionArgs& a, const Lane& lane) {
       first += tiles_of(a.sequences[i++]) * a.cache.heads;
     }
     const int64_t tile = (task - first) / a.cache.heads, head = (task - first) % a.cache.heads;
-    attention_tile<P>(a, a.sequences[i], head, tile * gpt2f::kQueryTile, scratch);
+    attention_tile<P, C>(a, a.sequences[i], head, tile * gpt2f::kQueryTile, scratch);
   });
 }
 
 inline void attention(const gpt2f::AttentionArgs& a, const Lane& lane) {
-  a.precision == kFp32 ? attention_of<kFp32>(a, lane) : attention_of<kBf16>(a, lane);
+  const bool fp32 = a.precision == kFp32;
+  if (a.cache.int8) {
+    return fp32 ? attention_of<kFp32, kInt8>(a, lane) : attention_of<kBf16, kInt8>(a, lane);
+  }
+  fp32 ? attention_of<kFp32, kFp32>(a, lane) : attention_of<kBf16, kBf16>(a, lane);
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include "cpu/quantized.inl.h"
 #include "cpu/layernorm.inl.h"
 #include "cpu/product.inl.h"
+#include "cpu/cache_int8.inl.h"
 #include "cpu/attention.inl.h"
 #include "cpu/embed.inl.h"
 #include "cpu/stages.inl.h"

@@ -162,6 +162,13 @@ inline void store_bytes(uint8_t* p, U a) {
                                                  _mm256_extracti128_si256(in_order, 1)));
 }
 
+inline F load_bytes(const int8_t* p) {
+  const __m128i low = _mm_loadl_epi64((const __m128i*)p);
+  const __m128i high = _mm_loadl_epi64((const __m128i*)(p + 8));
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(low)),
+          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high))};
+}
+
 #if defined(__AVXVNNI__)
 // H times eight outputs of a panel; many rows as few.
 constexpr bool kHalvesTogether = true;

@@ -107,6 +107,10 @@ inline void store_bytes(uint8_t* p, U a) {  // low bytes of the words
   _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(a));
 }
 
+inline F load_bytes(const int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+}
+
 // A sum that GCC is to keep in one register, in the order written: it regroups sums of integers
 // until it runs out of registers.
 inline void hold([[maybe_unused]] U& sum) {

@@ -139,6 +139,16 @@ inline void store_bytes(uint8_t* p, U a) {
   }
 }
 
+inline F load_bytes(const int8_t* p) {
+  F out;
+  for (int i = 0; i < 4; i += 2) {
+    const int16x8_t shorts = vmovl_s8(vld1_s8(p + 4 * i));
+    out.v[i] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(shorts)));
+    out.v[i + 1] = vcvtq_f32_s32(vmovl_high_s16(shorts));
+  }
+  return out;
+}
+
 // Sums of four outputs from their bytes, signed, and four activations: pairs of products fit into
 // 16 bits.
 inline uint32x4_t dot_quarter(int8x16_t w, uint32_t x) {

@@ -119,6 +119,12 @@ inline void store_bytes(uint8_t* p, U a) {
   for (int i = 0; i < 16; ++i) p[i] = uint8_t(a.v[i]);
 }
 
+inline F load_bytes(const int8_t* p) {
+  F out;
+  for (int i = 0; i < 16; ++i) out.v[i] = float(p[i]);
+  return out;
+}
+
 // out += u . x over four neighbours in K of sixteen outputs.
 template <int kShift, int kMask>
 inline void dot_four(U& out, const uint8_t* w, const uint32_t* x) {

@@ -94,6 +94,19 @@ void ln_qkv_of(const gpt2f::LnQkvArgs& a, const Lane& lane) {
   const Operand x = layernorm_rows<P>(a.residual, a.stride, nullptr, a.norm, a.normed, a.rows,
                                       a.linear.inputs, lane);
   const int64_t sums = gpt2f::scratch_floats(a.context);
+  if (a.cache.int8) {  // a scale needs the whole head
+    constexpr Precision kOut = kActivations<P>;
+    const int64_t stride = round_up(a.linear.outputs, kLanes);
+    product<P>(a.linear, x, a.rows, a.scratch, sums, lane, [&](int64_t row, int64_t column, F sum) {
+      store16(at<kOut>(a.projected, row * stride + column), biased(a.linear, column, sum));
+    });
+    lane.sync();
+    const Range mine = share(a.rows * a.cache.heads, 1, lane);
+    for (int64_t i = mine.begin; i < mine.end; ++i) {
+      keep_head<kOut>(a, i / a.cache.heads, i % a.cache.heads);
+    }
+    return;
+  }
   if (a.cache.head_size % 16 == 0) {
     product<P>(a.linear, x, a.rows, a.scratch, sums, lane, [&](int64_t row, int64_t column, F sum) {
       keep_panel<kActivations<P>>(a, row, column, biased(a.linear, column, sum));

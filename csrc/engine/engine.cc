@@ -13,9 +13,9 @@ namespace {
 
 // Refuses a model that cannot fit before any of it is allocated. The host's cache is committed as
 // it is used, so only one sequence of it counts there; a device's is allocated whole.
-const Shape& fitting(const Shape& shape, Precision precision, Place& place, int threads,
+const Shape& fitting(const Shape& shape, const Formats& formats, Place& place, int threads,
                      int64_t max_sequences) {
-  const Plan plan = make_plan(shape, precision, place.table(), threads, max_sequences);
+  const Plan plan = make_plan(shape, formats, place.table(), threads, max_sequences);
   const auto available =
       place.remote() ? place.free_memory() : static_cast<int64_t>(available_memory());
   const int64_t cache = place.remote() ? plan.cache : plan.cache / max_sequences;
@@ -34,15 +34,15 @@ bool recording_wanted(const Place& place) {
 
 }  // namespace
 
-Engine::Engine(const Shape& shape, Precision precision, const KernelTable& table, int device,
+Engine::Engine(const Shape& shape, const Formats& formats, const KernelTable& table, int device,
                int threads, int64_t max_sequences)
     : shape_(shape),
-      precision_(precision),
+      precision_(formats.precision),
       table_(table),
-      place_(table, device, precision, threads),
-      weights_(fitting(shape_, precision, place_, threads, max_sequences), precision, place_),
-      scratch_(shape, precision, place_, max_sequences),
-      layout_(shape.cache(precision, table)),
+      place_(table, device, precision_, threads),
+      weights_(fitting(shape_, formats, place_, threads, max_sequences), precision_, place_),
+      scratch_(shape, formats, place_, max_sequences),
+      layout_(shape.cache(formats, table)),
       cache_(place_, max_sequences * ((shape.context + kPagePositions - 1) / kPagePositions),
              layout_.block_words(shape.layers)),
       max_sequences_(max_sequences),
@@ -196,7 +196,7 @@ void Engine::attend_layer(int64_t i, const Control& control, const Lane& lane) {
   const Layer& layer = weights_.layer(i);
   table_.ln_qkv({precision_, scratch_.residual, scratch_.stride, layer.ln_1, layer.qkv,
                  scratch_.normed, scratch_.query, batch_.rows, control.positions, control.blocks,
-                 layout_, i, scratch_.lanes, shape_.context},
+                 layout_, i, scratch_.lanes, shape_.context, scratch_.projected},
                 lane);
   lane.sync();
   table_.attention({precision_, scratch_.query, scratch_.attended, scratch_.stride,

@@ -35,8 +35,8 @@ struct StepItem {
 class Engine {
  public:
   // `device` counts the devices of the table's backend.
-  Engine(const Shape& shape, Precision precision, const KernelTable& table, int device, int threads,
-         int64_t max_sequences);
+  Engine(const Shape& shape, const Formats& formats, const KernelTable& table, int device,
+         int threads, int64_t max_sequences);
   ~Engine();
 
   void load(const std::string& name, const StoredTensor& tensor);

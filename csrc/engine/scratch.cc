@@ -49,12 +49,12 @@ Control::Control(std::byte* memory, int64_t row_count, int64_t sequence_count, i
   bytes = cut.used();
 }
 
-Scratch::Scratch(const Shape& shape, Precision precision, Place& place, int64_t max_sequences) {
+Scratch::Scratch(const Shape& shape, const Formats& formats, Place& place, int64_t max_sequences) {
   const KernelTable& table = place.table();
   const int threads = place.remote() ? 1 : place.pool().size();
-  const int64_t size = bytes(shape, precision, table, threads, max_sequences);
+  const int64_t size = bytes(shape, formats, table, threads, max_sequences);
   memory_ = std::make_unique<Region>(place, Region::Kind::kPlace, size, "scratch");
-  lay_out(shape, precision, table, threads, max_sequences, memory_->as<std::byte>());
+  lay_out(shape, formats, table, threads, max_sequences, memory_->as<std::byte>());
   host_control = control;
   if (place.remote()) {
     host_ = std::make_unique<Region>(place, Region::Kind::kHost,
@@ -63,18 +63,19 @@ Scratch::Scratch(const Shape& shape, Precision precision, Place& place, int64_t 
   }
 }
 
-int64_t Scratch::bytes(const Shape& shape, Precision precision, const KernelTable& table,
+int64_t Scratch::bytes(const Shape& shape, const Formats& formats, const KernelTable& table,
                        int threads, int64_t max_sequences) {
   Scratch counter;
-  return counter.lay_out(shape, precision, table, table.device == nullptr ? threads : 1,
+  return counter.lay_out(shape, formats, table, table.device == nullptr ? threads : 1,
                          max_sequences, nullptr);
 }
 
-int64_t Scratch::lay_out(const Shape& shape, Precision precision, const KernelTable& table,
+int64_t Scratch::lay_out(const Shape& shape, const Formats& formats, const KernelTable& table,
                          int threads, int64_t max_sequences, std::byte* memory) {
   stride = round_up(shape.width, table.stride_unit);
   inner_stride = round_up(shape.inner, table.stride_unit);
   logit_stride = round_up(shape.vocab, table.stride_unit);
+  const Precision precision = formats.precision;
   const int64_t element = 4 / word_elements(precision), rows = table.max_rows;
   const int64_t parts_of_row = table.head_parts(shape.vocab);
   Cutter cut(memory);
@@ -85,7 +86,8 @@ int64_t Scratch::lay_out(const Shape& shape, Precision precision, const KernelTa
   };
   cut.take(normed,
            std::max({rows * stride * element, quantized(shape.width), quantized(shape.inner)}));
-  cut.take(query, rows * shape.heads * shape.cache(precision, table).key_steps * 4);
+  cut.take(query, rows * shape.heads * shape.cache(formats, table).key_steps * 4);
+  cut.take(projected, formats.int8_cache ? rows * round_up(3 * shape.width, kLanes) * element : 0);
   cut.take(attended, rows * stride * element);
   cut.take(inner, rows * inner_stride * element);
   cut.take(logits, kLogitRows * logit_stride * 4);

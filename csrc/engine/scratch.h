@@ -12,8 +12,8 @@
 namespace gpt2f {
 
 struct Scratch {
-  Scratch(const Shape& shape, Precision precision, Place& place, int64_t max_sequences);
-  static int64_t bytes(const Shape& shape, Precision precision, const KernelTable& table,
+  Scratch(const Shape& shape, const Formats& formats, Place& place, int64_t max_sequences);
+  static int64_t bytes(const Shape& shape, const Formats& formats, const KernelTable& table,
                        int threads, int64_t max_sequences);
 
   int64_t stride = 0;        // of rows of C elements
@@ -22,6 +22,7 @@ struct Scratch {
   float* residual = nullptr;     // (max_rows, stride)
   void* normed = nullptr;  // operand (max_rows, stride), or rows that products quantise
   uint32_t* query = nullptr;     // (max_rows, H, key_steps)
+  void* projected = nullptr;     // operand (max_rows, round_up(3 C, 16)), of an int8 cache only
   void* attended = nullptr;      // operand (max_rows, stride)
   void* inner = nullptr;         // operand (max_rows, inner_stride)
   float* logits = nullptr;       // (kLogitRows, logit_stride)
@@ -33,7 +34,7 @@ struct Scratch {
 
  private:
   Scratch() = default;
-  int64_t lay_out(const Shape& shape, Precision precision, const KernelTable& table, int threads,
+  int64_t lay_out(const Shape& shape, const Formats& formats, const KernelTable& table, int threads,
                   int64_t max_sequences, std::byte* memory);
   std::unique_ptr<Region> memory_, host_;
 };

@@ -8,6 +8,12 @@
 
 namespace gpt2f {
 
+// What a model's numbers are held in.
+struct Formats {
+  Precision precision;  // weights, activations and, unless it is int8, the cache
+  bool int8_cache = false;  // on the CPU only
+};
+
 struct Shape {
   int64_t layers, width, heads, context, vocab, inner;
   float eps;
@@ -18,9 +24,7 @@ struct Shape {
   int64_t head_size() const { return width / heads; }
   float attention_scale(int64_t layer) const;
   void validate() const;  // throws Error (kParameter)
-  CacheLayout cache(Precision precision, const KernelTable& table) const {
-    return {precision, heads, head_size(), table.key_unit, table.value_unit};
-  }
+  CacheLayout cache(const Formats& formats, const KernelTable& table) const;
 };
 
 // Bytes of each part, fixed before anything is allocated.
@@ -34,7 +38,7 @@ struct Plan {
 
 constexpr int64_t kLogitRows = 64;  // rows whose logits exist at the same time
 
-Plan make_plan(const Shape& shape, Precision precision, const KernelTable& table, int threads,
+Plan make_plan(const Shape& shape, const Formats& formats, const KernelTable& table, int threads,
                int64_t max_sequences);
 
 }  // namespace gpt2f

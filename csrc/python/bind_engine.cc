@@ -66,9 +66,10 @@ Shape shape_of(const py::dict& config, const std::string& device) {
 }
 
 py::dict plan_of(const py::dict& config, const std::string& precision, int threads,
-                 int64_t max_sequences, const std::string& device) {
-  const Plan plan = make_plan(shape_of(config, device), precision_of(precision, device),
-                              table_of(device, ""), threads, max_sequences);
+                 int64_t max_sequences, const std::string& device, bool int8_cache) {
+  const Plan plan =
+      make_plan(shape_of(config, device), {precision_of(precision, device), int8_cache},
+                table_of(device, ""), threads, max_sequences);
   py::dict out;
   out["weights"] = plan.weights;
   out["cache"] = plan.cache;
@@ -80,9 +81,9 @@ py::dict plan_of(const py::dict& config, const std::string& precision, int threa
 
 std::unique_ptr<Engine> make_engine(const py::dict& config, const std::string& precision,
                                     const std::string& isa, int threads, int64_t max_sequences,
-                                    const std::string& device, int index) {
+                                    const std::string& device, int index, bool int8_cache) {
   const Shape shape = shape_of(config, device);
-  const Precision chosen = precision_of(precision, device);
+  const Formats chosen{precision_of(precision, device), int8_cache};
   const KernelTable& table = table_of(device, isa);
   std::unique_ptr<Engine> engine;
   without_gil([&] {
@@ -214,14 +215,14 @@ int64_t unlocked(const Work& work) {
 
 void bind_engine(py::module_& m) {
   m.def("plan", plan_of, py::arg("config"), py::arg("precision"), py::arg("threads"),
-        py::arg("max_sequences"), py::arg("device") = "cpu");
+        py::arg("max_sequences"), py::arg("device") = "cpu", py::arg("int8_cache") = false);
   py::class_<SampleParameters>(m, "Draw").def(
       py::init(&draw), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
       py::arg("openai_top_p"), py::arg("seed"), py::arg("sample"), py::arg("drawable"));
   py::class_<Engine>(m, "Engine")
       .def(py::init(&make_engine), py::arg("config"), py::arg("precision"), py::arg("isa"),
            py::arg("threads"), py::arg("max_sequences"), py::arg("device") = "cpu",
-           py::arg("index") = 0)
+           py::arg("index") = 0, py::arg("int8_cache") = false)
       .def("load", load, py::arg("name"), py::arg("array"), py::arg("dtype"))
       .def("missing", &Engine::missing)
       .def("packed", packed)

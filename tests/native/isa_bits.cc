@@ -131,6 +131,63 @@ void run_quantized(const gpt2f::KernelTable& table, gpt2f::Precision precision, 
   }
 }
 
+// An int8 cache of one layer: 37 positions of a sequence, 3 heads, as every tile of queries sees
+// it.
+void run_cache(const gpt2f::KernelTable& table, int64_t head_size) {
+  const gpt2f::Lane lane;
+  const int64_t heads = 3, rows = 37, width = heads * head_size, context = 48;
+  const int64_t stride = gpt2f::round_up(width, 16), outputs = gpt2f::round_up(3 * width, 16);
+  const auto precision = gpt2f::Precision::kBf16;
+  const auto weight = filled<float>(static_cast<size_t>(3 * width * width), 0.1f);
+  const auto gain = filled<float>(static_cast<size_t>(stride), 1);
+  const auto residual = filled<float>(static_cast<size_t>(rows * stride), 9);
+  auto bias = filled<float>(static_cast<size_t>(outputs), 1);
+  std::vector<uint32_t> packed(
+      static_cast<size_t>(table.linear_words(precision, width, 3 * width)));
+  const gpt2f::PackedLinear linear{packed.data(), bias.data(), width, 3 * width};
+  std::atomic<int64_t> bad{INT64_MAX};
+  table.pack({precision, weight.data(), DType::kF32, 1, width, linear, &bad}, lane);
+
+  const auto cache = gpt2f::CacheLayout::of_int8(
+      heads, head_size, table.quantized_row_words(gpt2f::Precision::kInt8, head_size));
+  const int64_t block_words = cache.block_words(1);
+  std::vector<uint32_t> pages(static_cast<size_t>(context / 16 * block_words));
+  std::vector<uint32_t*> blocks, row_blocks;
+  std::vector<int32_t> positions;
+  for (int64_t j = 0; j < context / 16; ++j) blocks.push_back(pages.data() + j * block_words);
+  for (int32_t r = 0; r < rows; ++r) {
+    positions.push_back(r);
+    row_blocks.push_back(blocks[static_cast<size_t>(r / 16)]);
+  }
+  std::vector<uint16_t> normed(static_cast<size_t>(rows * stride));
+  std::vector<uint16_t> projected(static_cast<size_t>(rows * outputs));
+  std::vector<uint32_t> query(static_cast<size_t>(rows * heads * cache.key_steps));
+  std::vector<float> scratch(static_cast<size_t>(gpt2f::scratch_floats(context)));
+  table.ln_qkv({precision,
+                residual.data(),
+                stride,
+                {gain.data(), gain.data(), 1e-5f},
+                linear,
+                normed.data(),
+                query.data(),
+                rows,
+                positions.data(),
+                row_blocks.data(),
+                cache,
+                0,
+                scratch.data(),
+                context,
+                projected.data()},
+               lane);
+  report("ln_qkv", "int8 cache", pages);
+  const gpt2f::Sequence sequence{0, rows, 0, blocks.data()};
+  std::vector<uint16_t> out(static_cast<size_t>(rows * stride));
+  table.attention({precision, query.data(), out.data(), stride, &sequence, 1, cache, 0, 0.3f,
+                   scratch.data(), context, rows, rows},
+                  lane);
+  report("attention", "int8 cache", out);
+}
+
 void run_sample(const gpt2f::KernelTable& table) {
   const int64_t rows = 40, vocab = 1003;
   auto logits = filled<float>(rows * vocab, 6);
@@ -162,5 +219,7 @@ int main() {
   run<uint16_t>(table, DType::kBF16);
   run_quantized(table, gpt2f::Precision::kInt8, "int8");
   run_quantized(table, gpt2f::Precision::kInt4, "int4");
+  run_cache(table, 20);
+  run_cache(table, 80);
   run_sample(table);
 }

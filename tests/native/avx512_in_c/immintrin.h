@@ -141,6 +141,10 @@ inline __m512i _mm512_cvtps_epi32(__m512 a) {
 inline __m512 _mm512_cvtepi32_ps(__m512i a) {
   EACH(__m512, f, 16, static_cast<float>(static_cast<int32_t>(a.w[i])));
 }
+inline __m128i _mm_loadu_si128(const __m128i* p) { return *p; }
+inline __m512i _mm512_cvtepi8_epi32(__m128i a) {
+  EACH(__m512i, w, 16, static_cast<uint32_t>(static_cast<int8_t>(a.b[i])));
+}
 inline __m512i _mm512_cvtepu16_epi32(__m256i a) { EACH(__m512i, w, 16, a.h[i]); }
 inline __m256i _mm512_cvtepi32_epi16(__m512i a) {
   EACH(__m256i, h, 16, static_cast<uint16_t>(a.w[i]));
