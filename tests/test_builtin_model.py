@@ -216,6 +216,37 @@ def test_a_step_during_which_the_process_stood_still_counts_as_a_few(
     assert run.steps == 5  # of 2, 2, 4 x 2, 2 and 2 seconds
 
 
+def test_windows_begin_with_a_paragraph_or_anywhere(folder: Path) -> None:
+    run = train.Run(options(folder))
+    tokenizer, end = train.Tokenizer.from_folder(BUILTIN), train.END
+    assert tokenizer.decode([end]) == "<|endoftext|>"
+    documents = random = 0
+    for _ in range(40):
+        ids, targets = run.windows.batch(5)
+        assert ids.shape == targets.shape == (5, run.windows.length)
+        assert torch.equal(ids[:, 1:], targets[:, :-1])
+        for row in ids.tolist():
+            if row[0] == end:
+                documents += 1
+                assert tokenizer.decode(row[1:9]).startswith("It was the ")
+            else:
+                random += 1
+    assert 60 < documents < 140
+    assert documents + random == 200
+
+
+def test_dropped_keeps_the_mean() -> None:
+    torch.manual_seed(1)
+    x = torch.ones(301, 333)
+    kept = train.dropped(x, 0.25)
+    assert train.dropped(x, 0.0) is x
+    assert kept.unique().tolist() == pytest.approx([0.0, 4 / 3])
+    assert kept.mean().item() == pytest.approx(1.0, abs=0.01)
+    # Neighbours, which share a random number, are independent all the same.
+    zero = (kept == 0).flatten()
+    assert (zero[:-1] & zero[1:]).float().mean().item() == pytest.approx(1 / 16, abs=0.005)
+
+
 def test_compiling_changes_nothing_that_training_goes_on_from(folder: Path) -> None:
     run = train.Run(options(folder))
     run.save()
