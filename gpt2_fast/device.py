@@ -64,13 +64,18 @@ def choose(device: str, precision: str) -> Device:
     return Device(kind, int(found[2] or 0))
 
 
+def with_cache(device: str, kv_precision: str | None) -> str:
+    """`device`, where "auto" means the CPU for a cache that no other device has."""
+    return "cpu" if kv_precision is not None and device == "auto" else device
+
+
 def int8_cache(kv_precision: str | None, kind: str) -> bool:
     """Whether keys and values are 8-bit integers, on a device of this kind.
 
     Raises:
         ParameterError: it is neither None nor "int8", or "int8" on CUDA.
     """
-    if kv_precision not in {None, "int8"}:
+    if kv_precision not in (None, "int8"):
         raise ParameterError(f"kv_precision must be None or 'int8', got {kv_precision!r}")
     if kv_precision is not None and kind != "cpu":
         raise ParameterError(f"kv_precision must be None on {kind}, got {kv_precision!r}")

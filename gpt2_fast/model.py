@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 from . import _C
 from . import prompts as prompts_of
 from .config import GPT2Config
-from .device import PRECISIONS, choose, int8_cache
+from .device import PRECISIONS, choose, int8_cache, with_cache
 from .errors import ParameterError
 from .results import Generation, Plan, Score
 from .sampling import SamplingParams, integer
@@ -80,7 +80,7 @@ class GPT2:
         self.name = name
         self._source = source
         count = _threads(threads)
-        chosen = choose(device, precision)
+        chosen = choose(with_cache(device, kv_precision), precision)
         self.device = str(chosen)
         self._plan = plan(
             self.config,
@@ -129,7 +129,7 @@ class GPT2:
             precision: "fp32", "bf16", "int8" or "int4" on the CPU; "bf16", "fp16", "int8" or
                 "int4" on CUDA. None takes that of the folder's prepared file, else "bf16".
             kv_precision: None, or "int8" on the CPU: about half the KV cache of bf16, and less to
-                read at long contexts, for a small error (docs/numerics.md).
+                read at long contexts, for a small error (docs/numerics.md). "auto" is the CPU then.
             threads: processor threads; None takes what affinity and container quota allow, or
                 GPT2_FAST_THREADS.
             max_batch: most sequences that run at the same time; more prompts wait their turn.
@@ -144,7 +144,7 @@ class GPT2:
         from .pretrained import Beside, open_folder, tokenizer_of
 
         folder = resolve(name_or_path)
-        found = open_folder(folder, device, precision)
+        found = open_folder(folder, with_cache(device, kv_precision), precision)
         try:
             reading = Beside(lambda: tokenizer_of(folder, found.source.config))
             model = cls(

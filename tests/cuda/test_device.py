@@ -95,6 +95,16 @@ def test_device_names(simt: Any) -> None:
         make(device="cpu")
 
 
+def test_an_int8_cache_is_for_the_cpu() -> None:
+    with make(device="auto", precision="bf16", kv_precision="int8") as model:
+        assert model.device == "cpu"
+    with pytest.raises(ParameterError, match="kv_precision must be None on cuda, got 'int8'"):
+        make(kv_precision="int8")
+    how = CONFIG.to_dict(), "fp16", "", 1, 1, "cuda", 0, True
+    with pytest.raises(ParameterError, match="kv_precision must be None on CUDA, got 'int8'"):
+        _C.Engine(*how)
+
+
 def test_what_a_device_cannot_compute_is_refused_at_once(simt: Any) -> None:
     simt.set_device(major=7, minor=5)
     with pytest.raises(DeviceError, match=r"7\.5 has no bfloat16 products; use precision 'fp16'"):
