@@ -13,102 +13,6 @@
 
 namespace {
 
-struct Pages {
-  uint32_t* const* blocks;
-  int64_t offset;  // of this layer and head
-  const uint32_t* key(int64_t j) const { return blocks[j] + offset; }
-};
-
-// Pages of a head lie far apart, so the hardware does not see the next one coming: asks for `words`
-// of it, a page ahead. Only for few queries; more of them hide the wait behind their work.
-template <int R>
-inline void expect(const uint32_t* from, int64_t words) {
-  if constexpr (R <= 2) {
-    for (int64_t i = 0; i < words; i += 16) __builtin_prefetch(from + i);
-  }
-}
-
-// Positions in one word of V, or of weights; C is the precision of the cache, P that of the rest.
-template <Precision C>
-constexpr int64_t kPerWord = C == kBf16 ? 2 : 1;
-// Words from a panel of 16 values to the next.
-template <Precision C>
-constexpr int64_t kValueWords = C == kInt8 ? kLanes / 4 : kLanes;
-
-// What a page's weights are summed as; an int8 cache keeps them times the scales of the values.
-template <Precision C>
-inline F store_weights(uint32_t* row, int64_t page, F p, const gpt2f::CacheLayout& cache,
-                       const Pages& pages) {
-  float* const floats = reinterpret_cast<float*>(row) + page * 16;
-  if constexpr (C == kFp32) {
-    fstore(floats, p);
-    return p;
-  } else if constexpr (C == kInt8) {
-    fstore(floats, fmul(p, value_scales(cache, pages.key(page))));
-    return p;
-  } else {
-    const U rounded = bf16_round(p);
-    bf16_store_words(reinterpret_cast<uint16_t*>(row) + page * 16, rounded);
-    return upper_half(rounded);
-  }
-}
-
-// Keeps the scores of a page, masked behind the query's count.
-inline void keep_scores(F score, float scale, int64_t page, int64_t count, float* row, F& top) {
-  const M seen = first_clamped(count - page * 16);
-  const F kept = fselect(seen, fmul(score, fset(scale)), fset(-__builtin_inff()));
-  top = fmax(kept, top);
-  fstore(row + page * 16, kept);
-}
-
-// Scores of R queries against pages j ... j + N - 1.
-template <Precision C, int R, int N>
-void score_pages(const Pages& pages, const gpt2f::CacheLayout& cache, int64_t j,
-                 const uint32_t* query, int64_t query_row, const int64_t (&count)[R], float scale,
-                 float* scores, int64_t score_row, F (&top)[R]) {
-  if constexpr (C == kInt8) {
-    static_assert(N == 1);
-    F found[R];
-    byte_scores<R>(cache, pages.key(j), query, query_row, found);
-    for (int r = 0; r < R; ++r) {
-      keep_scores(found[r], scale, j, count[r], scores + r * score_row, top[r]);
-    }
-    return;
-  }
-  constexpr int64_t kScoreSteps = 16;
-  const uint32_t* keys[N];
-  F acc[R][N];
-  for (int n = 0; n < N; ++n) {
-    keys[n] = pages.key(j + n);
-    for (int r = 0; r < R; ++r) acc[r][n] = fset(0.0f);
-  }
-  // In short chains: one over all of D loses more of a peaked softmax than torch does.
-  for (int64_t s0 = 0; s0 < cache.key_steps; s0 += kScoreSteps) {
-    const int64_t end = s0 + kScoreSteps < cache.key_steps ? s0 + kScoreSteps : cache.key_steps;
-    F part[R][N];
-    for (int r = 0; r < R; ++r) {
-      for (int n = 0; n < N; ++n) part[r][n] = fset(0.0f);
-    }
-    for (int64_t s = s0; s < end; ++s) {
-      U key[N];
-      for (int n = 0; n < N; ++n) key[n] = uload(keys[n] + s * 16);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const U q = uset(query[r * query_row + s]);
-        for (int n = 0; n < N; ++n) part[r][n] = mac<C>(part[r][n], key[n], q);
-      }
-    }
-    for (int r = 0; r < R; ++r) {
-      for (int n = 0; n < N; ++n) acc[r][n] = fadd(acc[r][n], part[r][n]);
-    }
-  }
-  for (int r = 0; r < R; ++r) {
-    for (int n = 0; n < N; ++n) {
-      keep_scores(acc[r][n], scale, j + n, count[r], scores + r * score_row, top[r]);
-    }
-  }
-}
-
 // Weights of R queries for every page: softmax of their scores, not yet divided by sums[r].
 template <Precision C, int R>
 void attention_weights(const Pages& pages, const gpt2f::CacheLayout& cache, const uint32_t* query,
@@ -143,25 +47,6 @@ void attention_weights(const Pages& pages, const gpt2f::CacheLayout& cache, cons
   }
 }
 
-// acc += the weighted values of words [begin, end) of one query, whose last word holds a position
-// it does not see when its count is odd: what lies there must not even be multiplied by zero.
-template <Precision C, int N>
-void add_values(const uint32_t* v, int64_t v_step, const uint32_t* weights, int64_t begin,
-                int64_t end, bool half, F (&acc)[N]) {
-  for (int64_t s = begin; s < end; ++s) {
-    const U seen = uset(half && s + 1 == end ? 0xFFFFu : 0xFFFFFFFFu), weight = uset(weights[s]);
-    for (int n = 0; n < N; ++n) {
-      const uint32_t* const from = v + s * v_step + n * kValueWords<C>;
-      if constexpr (C == kInt8) {
-        const F value = load_bytes(reinterpret_cast<const int8_t*>(from));
-        acc[n] = ffma(value, as_f(weight), acc[n]);
-      } else {
-        acc[n] = mac<C>(acc[n], uand(uload(from), seen), weight);
-      }
-    }
-  }
-}
-
 // N panels of 16 values of the output of R queries. What all of them see goes through one tile; the
 // few positions that only later ones see follow query by query, in the same order.
 template <Precision C, int R, int N, typename Sink>
@@ -190,17 +75,18 @@ void attention_values(const Pages& pages, const gpt2f::CacheLayout& cache, int64
         expect<R>(pages.key(row / per_page + 1) + cache.key_words(), cache.value_words());
       }
       const int64_t shared = common - row < 0 ? 0 : common - row < last ? common - row : last;
-      if constexpr (C == kInt8) {
-        byte_values<R, N>(v, v_step, weights + row, weight_row, shared, acc);
-      } else {
-        tile<C, R, N>(v, v_step, weights + row, weight_row, shared, acc);
-      }
+      const uint32_t* const mine = weights + row * kWeightWords<C>;
+      add_values<C, R, N>(v, v_step, mine, weight_row, shared, false, acc);
       if (shared == last) continue;
       for (int r = 0; r < R; ++r) {
         const int64_t own = (count[r] + kPerWord<C> - 1) / kPerWord<C> - row;
         const bool half = C == kBf16 && count[r] % 2 != 0 && own <= last;
-        add_values<C, N>(v, v_step, weights + r * weight_row + row, shared, own < last ? own : last,
-                         half, acc[r]);
+        F one[1][N];
+        for (int n = 0; n < N; ++n) one[0][n] = acc[r][n];
+        add_values<C, 1, N>(v + shared * v_step, v_step,
+                            mine + r * weight_row + shared * kWeightWords<C>, weight_row,
+                            (own < last ? own : last) - shared, half, one);
+        for (int n = 0; n < N; ++n) acc[r][n] = one[0][n];
       }
     }
     row = end;

@@ -12,6 +12,7 @@
 #include "cpu/layernorm.inl.h"
 #include "cpu/product.inl.h"
 #include "cpu/cache_int8.inl.h"
+#include "cpu/pages.inl.h"
 #include "cpu/attention.inl.h"
 #include "cpu/embed.inl.h"
 #include "cpu/stages.inl.h"

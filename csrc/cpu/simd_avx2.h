@@ -25,6 +25,7 @@ constexpr int kDotPanelsOne = 4;
 constexpr int kDotPanels = 1;
 constexpr int kAheadOne = 4096;
 constexpr bool kDotAhead = false;
+constexpr bool kDotPair = false;
 #if defined(__AVXVNNI__)
 constexpr bool kDot16 = false;
 #else

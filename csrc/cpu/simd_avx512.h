@@ -27,6 +27,11 @@ constexpr bool kDotAhead = true;  // dot_bytes asks for memory on its way
 constexpr bool kDot16 = true;
 constexpr bool kDotAhead = false;
 #endif
+#if defined(__AVX512BF16__)
+constexpr bool kDotPair = true;  // dot_pair is one instruction
+#else
+constexpr bool kDotPair = false;
+#endif
 
 inline M first(int n) { return n >= 16 ? M(0xFFFF) : M((1u << n) - 1); }
 

@@ -27,6 +27,7 @@ constexpr int kDotPanels = 1;
 constexpr int kAheadOne = 4096;
 constexpr bool kDotAhead = false;
 constexpr bool kDot16 = false;
+constexpr bool kDotPair = false;
 
 #define GPT2F_EACH(type, expression)                  \
   type out;                                           \
