@@ -141,12 +141,12 @@ class GPT2:
             DeviceError, CapacityError, ParameterError: as their names say.
         """
         from .checkpoints.hub import resolve
-        from .pretrained import Beside, open_folder, tokenizer_of
+        from .pretrained import Beside, open_folder, ready_for_text
 
         folder = resolve(name_or_path)
         found = open_folder(folder, with_cache(device, kv_precision), precision)
         try:
-            reading = Beside(lambda: tokenizer_of(folder, found.source.config))
+            reading = Beside(lambda: ready_for_text(folder, found.source.config))
             model = cls(
                 found.source,
                 None,

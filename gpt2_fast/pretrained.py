@@ -86,6 +86,20 @@ def tokenizer_of(folder: Path, config: GPT2Config) -> Tokenizer | None:
     return found
 
 
+def ready_for_text(folder: Path, config: GPT2Config) -> Tokenizer | None:
+    """`tokenizer_of`, with what the first text would else wait for.
+
+    Raises:
+        TokenizerError: the folder's vocabulary is damaged.
+    """
+    from . import generation  # noqa: F401 - imported here, while the weights are read
+
+    tokenizer = tokenizer_of(folder, config)
+    if tokenizer is not None:
+        tokenizer.make_ready()
+    return tokenizer
+
+
 class Beside(Generic[T]):
     """A function that runs in a thread of its own, beside native code that needs no interpreter."""
 

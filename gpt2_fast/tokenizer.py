@@ -137,6 +137,10 @@ class Tokenizer:
         """Bytes of one token, which need not be whole characters. Raises ParameterError."""
         return self._tokens[_checked_id(token_id, len(self._tokens), "token_id")]
 
+    def make_ready(self) -> None:
+        """Make what the first `encode` would else make."""
+        self._make_engine()
+
     def stream_decoder(self) -> StreamDecoder:
         """A decoder for ids that come one by one."""
         return StreamDecoder(self)
