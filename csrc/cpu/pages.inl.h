@@ -129,12 +129,12 @@ template <Precision C, int R, int N>
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const F second = as_f(uset(weights[r * weight_row + 1]));
-      const F first = as_f(uset(weights[r * weight_row]));
+      const F of_odd = as_f(uset(weights[r * weight_row + 1]));
+      const F of_even = as_f(uset(weights[r * weight_row]));
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) acc[r][n] = ffma(odd[n], second, acc[r][n]);
+      for (int n = 0; n < N; ++n) acc[r][n] = ffma(odd[n], of_odd, acc[r][n]);
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) acc[r][n] = ffma(even[n], first, acc[r][n]);
+      for (int n = 0; n < N; ++n) acc[r][n] = ffma(even[n], of_even, acc[r][n]);
     }
   }
 }
