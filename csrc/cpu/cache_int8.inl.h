@@ -22,19 +22,11 @@ static_assert(gpt2f::kKeyGroupWords == Steps<kInt8>::kPanelWords);
 // The scale of n numbers as an int8 weight's: NaN if one is not finite, 0 if all are tiny.
 template <typename T>
 inline uint16_t byte_scale(const T* x, int64_t n) {
-  F top = fset(0.0f), spoilt = fset(0.0f);
-  for (int64_t i = 0; i < n; i += 16) {
-    const F each = load16(x + i, n - i);
-    top = fmax(as_f(uand(as_u(each), uset(0x7FFFFFFFu))), top);
-    spoilt = fadd(spoilt, fsub(each, each));
-  }
-  float each[16];
-  lanes(top, each);
-  float most = each[0];
-  for (int i = 1; i < 16; ++i) most = each[i] > most ? each[i] : most;
-  if (fsum(spoilt) != 0.0f) return 0x7FC0;
-  if (most < 0x1p-100f) return 0;
-  const float scale = most / 127.0f;
+  Magnitude magnitude;
+  for (int64_t i = 0; i < n; i += 16) magnitude.add(load16(x + i, n - i));
+  if (!magnitude.finite()) return 0x7FC0;
+  if (magnitude.most() < 0x1p-100f) return 0;
+  const float scale = magnitude.most() / 127.0f;
   uint32_t word;
   __builtin_memcpy(&word, &scale, sizeof word);
   return static_cast<uint16_t>((word + 0xFFFFu) >> 16);

@@ -51,6 +51,24 @@ struct Steps<kInt8> : QuantizedSteps<kInt8, 64, 1024, kDot16 ? 32 : 16> {};
 template <>
 struct Steps<kInt4> : QuantizedSteps<kInt4, 32, 256, 8> {};
 
+// What a group's scale is made from: the largest magnitude of its numbers, sixteen at a time.
+struct Magnitude {
+  F top = fset(0.0f), spoilt = fset(0.0f);
+
+  void add(F x) {
+    top = fmax(as_f(uand(as_u(x), uset(0x7FFFFFFFu))), top);
+    spoilt = fadd(spoilt, fsub(x, x));
+  }
+  float most() const {
+    float each[16];
+    lanes(top, each);
+    float most = each[0];
+    for (int i = 1; i < 16; ++i) most = each[i] > most ? each[i] : most;
+    return most;
+  }
+  bool finite() const { return fsum(spoilt) == 0.0f; }
+};
+
 // One row on its way into groups, sixteen elements at a time.
 template <Precision P>
 class GroupWriter {
@@ -75,17 +93,10 @@ class GroupWriter {
   // What is not finite makes its whole group, and so the row's results, NaN.
   void flush() {
     filled_ = 0;
-    F top = fset(0.0f), spoilt = fset(0.0f);
-    for (int i = 0; i < S::kGroup; i += 16) {
-      const F x = fload(pending_ + i);
-      top = fmax(as_f(uand(as_u(x), uset(0x7FFFFFFFu))), top);
-      spoilt = fadd(spoilt, fsub(x, x));
-    }
-    float each[16];
-    lanes(top, each);
-    float most = each[0];
-    for (int i = 1; i < 16; ++i) most = each[i] > most ? each[i] : most;
-    const bool finite = fsum(spoilt) == 0.0f;
+    Magnitude magnitude;
+    for (int i = 0; i < S::kGroup; i += 16) magnitude.add(fload(pending_ + i));
+    const float most = magnitude.most();
+    const bool finite = magnitude.finite();
     const bool some = finite && most >= 0x1p-100f;
     const F inverse = fset(some ? 127.0f / most : 0.0f);
     F total = fset(0.0f);
