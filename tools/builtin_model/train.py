@@ -40,7 +40,7 @@ from gpt2_fast.tokenizer import Tokenizer
 
 from .export import write_model
 
-NOVELS_SHARE = 0.92  # of the training windows; the rest come from the Bible
+SHARES = {"novels whose end is held out": 0.55, "other books": 0.4, "bible": 0.05}  # of windows
 BEGINNINGS_SHARE = 0.5  # of them: begin with a paragraph, after the token that ends documents
 END = 0  # <|endoftext|>, the first id of this vocabulary
 SAVE_SECONDS = 120.0
@@ -224,7 +224,7 @@ def optimizers(model: GPT2, decay: float) -> list[torch.optim.Optimizer]:
 
 
 class Windows:
-    """Random windows of the training texts: novels by their size, and a share of the Bible.
+    """Random windows of the training texts: SHARES of each kind, within a kind by size.
 
     Some begin as a document does, with <|endoftext|> and a paragraph, so that the model knows how
     to start from nothing; the others begin anywhere.
@@ -233,14 +233,21 @@ class Windows:
     def __init__(self, texts: Path, tokenizer: Tokenizer, length: int, seed: int) -> None:
         self.length = length
         self.random = np.random.default_rng(seed)
-        encoded: dict[bool, list[int]] = {True: [], False: []}
+        encoded: dict[str, list[int]] = {kind: [] for kind in SHARES}
         for path in sorted(texts.glob("*.train.txt")):
-            ids = tokenizer.encode(path.read_text(encoding="utf-8"))
-            encoded[not path.name.startswith("bible")] += [*ids, END]
+            name = path.name.removesuffix(".train.txt")
+            held_out = (texts / f"{name}.heldout.txt").exists()
+            other = "bible" if name == "bible" else "other books"
+            encoded["novels whose end is held out" if held_out else other] += [
+                *tokenizer.encode(path.read_text(encoding="utf-8")),
+                END,
+            ]
         newline = tokenizer.encode("\n")[0]
         self.sources = []
-        for key in (True, False):
-            ids = torch.tensor(encoded[key])
+        for kind, kept in encoded.items():
+            if len(kept) <= length + 1:
+                raise ValueError(f"{texts}: {kind}: {len(kept)} tokens, wanted over {length + 1}")
+            ids = torch.tensor(kept)
             blank = (ids[: -length - 1] == newline) & (ids[1:-length] == newline)
             self.sources.append((ids, [0, *(2 + blank.nonzero().flatten()).tolist()]))
 
@@ -248,7 +255,9 @@ class Windows:
         """Ids and their targets, both (B, T)."""
         rows = []
         for _ in range(size):
-            ids, paragraphs = self.sources[self.random.random() >= NOVELS_SHARE]
+            ids, paragraphs = self.sources[
+                int(self.random.choice(len(SHARES), p=list(SHARES.values())))
+            ]
             if self.random.random() < BEGINNINGS_SHARE:
                 start = paragraphs[int(self.random.integers(len(paragraphs)))]
                 row = F.pad(ids[start : start + self.length], (1, 0), value=END)
