@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -30,8 +31,18 @@ class _Parser(argparse.ArgumentParser):
     """argparse with every option written out in full, and errors as every other error here."""
 
     def __init__(self, **options: Any) -> None:
-        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(allow_abbrev=False, **options)
+        # argparse makes a formatter for every option, to check its metavar; without a width each
+        # would ask for the terminal's, with a module that takes milliseconds to import.
+        super().__init__(
+            allow_abbrev=False,
+            formatter_class=functools.partial(argparse.HelpFormatter, width=80),
+            **options,
+        )
+
+    def format_help(self) -> str:
+        """The help, as wide as the terminal."""
+        self.formatter_class = argparse.RawDescriptionHelpFormatter
+        return super().format_help()
 
     def print_help(self, file: Any = None) -> None:
         """Write the help; argparse's own would hide that it could not."""

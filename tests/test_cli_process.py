@@ -46,10 +46,11 @@ def run(words: list[str], **options: Any) -> subprocess.CompletedProcess[bytes]:
 
 def test_module_is_the_command_and_imports_little() -> None:
     script = (
-        "import sys; from gpt2_fast.cli import main; "
+        "import sys; before = set(sys.modules); from gpt2_fast.cli import main; "
         f"code = main(['generate', {PROMPT!r}, '-n', '5', '--seed', '1']); "
-        "heavy = {'torch', 'transformers', 'rich', 'typer', 'huggingface_hub', 'requests'}; "
-        "print(code, sorted(heavy & set(sys.modules)))"
+        "heavy = {'torch', 'transformers', 'rich', 'typer', 'huggingface_hub', 'requests',"
+        " 'tiktoken', 'hashlib', 'shutil', 'difflib'}; "
+        "print(code, sorted(heavy & set(sys.modules) - before))"
     )
     inside = run([sys.executable, "-c", script])
     outside = run(command("generate", PROMPT, "-n", "5", "--seed", "1"))

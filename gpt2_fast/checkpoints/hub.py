@@ -7,7 +7,6 @@ when a name has to be looked up there, not before.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from pathlib import Path
@@ -67,6 +66,8 @@ def resolve(
         return Path(openai_download.download(name, cache))
     repository = ALIASES.get(name, name)
     if not _REPOSITORY.fullmatch(repository):
+        import difflib  # only for a name that is wrong
+
         known = [*BUILTINS, *ALIASES, *OPENAI_NAMES]
         close = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
