@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = {".py", ".pyi", ".h", ".cc", ".cu", ".cuh", ".cmake", ".md", ".toml"}
-ROOMS = (".ci", "benchmarks", "cmake", "csrc", "docs", "gpt2_fast", "tests")
+ROOMS = (".ci", "benchmarks", "cmake", "csrc", "docs", "gpt2_fast", "tests", "tools")
 FILE_LINES, KERNEL_LINES, FUNCTION_LINES = 500, 300, 60
 
 

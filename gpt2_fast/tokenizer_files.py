@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 MAX_FILE_BYTES = 64 << 20
 END_OF_TEXT = "<|endoftext|>"
 # Size and CRC-32 of files and texts that are known byte for byte. Against damage and for telling
-# GPT-2's files from others that is enough, and importing hashlib delays the first token by 3 ms.
+# GPT-2's files from others that is enough; importing hashlib would delay the first token.
 GPT2_TABLE = (835_554, 0xB23BC7C5)  # the wheel's gpt2.tiktoken
 # OpenAI's encoder.json and vocab.bpe; vocab.json and merges.txt on the hub are the same.
 GPT2_FILES = ((1_042_301, 0x6E35860C), (456_318, 0xCF4B72C4))

@@ -18,7 +18,7 @@ import torch
 
 import gpt2_fast
 from gpt2_fast.checkpoints.hub import resolve
-from tools.builtin_model import baselines, export, measure, prepare, train
+from tools.builtin_model import baselines, export, measure, prepare, train, windows
 
 BUILTIN = Path(__file__).parent.parent / "gpt2_fast" / "data" / "builtin"
 
@@ -239,7 +239,7 @@ def test_a_step_during_which_the_process_stood_still_counts_as_a_few(
 
 def test_windows_begin_with_a_paragraph_or_anywhere(folder: Path) -> None:
     run = train.Run(options(folder))
-    tokenizer, end = train.Tokenizer.from_folder(BUILTIN), train.END
+    tokenizer, end = windows.Tokenizer.from_folder(BUILTIN), windows.END
     assert tokenizer.decode([end]) == "<|endoftext|>"
     documents = random = 0
     for _ in range(40):
@@ -258,7 +258,7 @@ def test_windows_begin_with_a_paragraph_or_anywhere(folder: Path) -> None:
 
 def test_each_kind_of_text_has_its_share_of_the_windows(folder: Path) -> None:
     run = train.Run(options(folder))
-    tokenizer = train.Tokenizer.from_folder(BUILTIN)
+    tokenizer = windows.Tokenizer.from_folder(BUILTIN)
     months = ("May", "June", "July")
     counts = dict.fromkeys(months, 0)
     for _ in range(100):
@@ -267,14 +267,14 @@ def test_each_kind_of_text_has_its_share_of_the_windows(folder: Path) -> None:
             assert sum(month in text for month in months) == 1
             counts.update((month, counts[month] + 1) for month in months if month in text)
     assert [counts[month] / 1000 for month in months] == pytest.approx(
-        list(train.SHARES.values()), abs=0.06
+        list(windows.SHARES.values()), abs=0.06
     )
 
 
 @pytest.mark.parametrize("name", ["emma", "poe", "bible"])
 def test_a_kind_of_text_that_is_missing_is_named(folder: Path, name: str) -> None:
     (folder / "texts" / f"{name}.train.txt").unlink()
-    kinds = dict(zip(["emma", "poe", "bible"], train.SHARES, strict=True))
+    kinds = dict(zip(["emma", "poe", "bible"], windows.SHARES, strict=True))
     with pytest.raises(ValueError, match=f"{kinds[name]}: 0 tokens, wanted over 513"):
         train.Run(options(folder))
 

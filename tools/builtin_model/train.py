@@ -30,7 +30,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -39,10 +38,8 @@ from torch.nn import functional as F
 from gpt2_fast.tokenizer import Tokenizer
 
 from .export import write_model
+from .windows import Windows
 
-SHARES = {"novels whose end is held out": 0.55, "other books": 0.4, "bible": 0.05}  # of windows
-BEGINNINGS_SHARE = 0.5  # of them: begin with a paragraph, after the token that ends documents
-END = 0  # <|endoftext|>, the first id of this vocabulary
 SAVE_SECONDS = 120.0
 AVERAGE = 0.995  # decay of the averaged weights per step
 
@@ -221,52 +218,6 @@ def optimizers(model: GPT2, decay: float) -> list[torch.optim.Optimizer]:
         {"params": [model.wte, model.wpe], "weight_decay": decay},
     ]
     return [Muon(list(matrices.values()), decay), torch.optim.AdamW(tables, betas=(0.9, 0.95))]
-
-
-class Windows:
-    """Random windows of the training texts: SHARES of each kind, within a kind by size.
-
-    Some begin as a document does, with <|endoftext|> and a paragraph, so that the model knows how
-    to start from nothing; the others begin anywhere.
-    """
-
-    def __init__(self, texts: Path, tokenizer: Tokenizer, length: int, seed: int) -> None:
-        self.length = length
-        self.random = np.random.default_rng(seed)
-        encoded: dict[str, list[int]] = {kind: [] for kind in SHARES}
-        for path in sorted(texts.glob("*.train.txt")):
-            name = path.name.removesuffix(".train.txt")
-            held_out = (texts / f"{name}.heldout.txt").exists()
-            other = "bible" if name == "bible" else "other books"
-            encoded["novels whose end is held out" if held_out else other] += [
-                *tokenizer.encode(path.read_text(encoding="utf-8")),
-                END,
-            ]
-        newline = tokenizer.encode("\n")[0]
-        self.sources = []
-        for kind, kept in encoded.items():
-            if len(kept) <= length + 1:
-                raise ValueError(f"{texts}: {kind}: {len(kept)} tokens, wanted over {length + 1}")
-            ids = torch.tensor(kept)
-            blank = (ids[: -length - 1] == newline) & (ids[1:-length] == newline)
-            self.sources.append((ids, [0, *(2 + blank.nonzero().flatten()).tolist()]))
-
-    def batch(self, size: int) -> tuple[Tensor, Tensor]:
-        """Ids and their targets, both (B, T)."""
-        rows = []
-        for _ in range(size):
-            ids, paragraphs = self.sources[
-                int(self.random.choice(len(SHARES), p=list(SHARES.values())))
-            ]
-            if self.random.random() < BEGINNINGS_SHARE:
-                start = paragraphs[int(self.random.integers(len(paragraphs)))]
-                row = F.pad(ids[start : start + self.length], (1, 0), value=END)
-            else:
-                start = int(self.random.integers(len(ids) - self.length))
-                row = ids[start : start + self.length + 1]
-            rows.append(row)
-        stack = torch.stack(rows)
-        return stack[:, :-1], stack[:, 1:]
 
 
 class HeldOut:
