@@ -94,6 +94,17 @@ def test_vocabulary_file_is_the_published_one() -> None:
     assert "OpenAI" in notice
 
 
+def test_gpt2_with_two_merges_exchanged_is_another_vocabulary(tmp_path: Path) -> None:
+    Tokenizer.gpt2().save(tmp_path)
+    merges = tmp_path / "merges.txt"
+    lines = merges.read_text("utf-8").split("\n")
+    merges.write_text("\n".join([lines[0], lines[2], lines[1], *lines[3:]]), "utf-8")
+    folder = Tokenizer.from_folder(tmp_path)
+    assert folder is not None
+    assert folder._vocabulary.merges is not None  # parsed: it was not taken for GPT-2's
+    assert folder._vocabulary.merges[:2] == ((b" ", b"a"), (b" ", b"t"))
+
+
 @pytest.mark.parametrize(
     ("text", "ids"),
     [

@@ -271,21 +271,6 @@ def test_gpt2_written_otherwise_is_parsed_and_is_the_same(tmp_path: Path) -> Non
     assert parsed._vocabulary.rank_ids is None
 
 
-def test_gpt2_with_two_merges_exchanged_is_another_vocabulary(tmp_path: Path) -> None:
-    Tokenizer.gpt2().save(tmp_path)
-    merges = tmp_path / "merges.txt"
-    size = merges.stat().st_size
-    lines = merges.read_text("utf-8").split("\n")
-    lines[1], lines[2] = lines[2], lines[1]
-    merges.write_text("\n".join(lines), "utf-8")
-    assert merges.stat().st_size == size
-    parsed = load(tmp_path)
-    pairs = list(gpt2_merges())
-    found = parsed._vocabulary.merges
-    assert found is not None
-    assert found[:3] == (pairs[1], pairs[0], pairs[2])
-
-
 def test_gpt2_merges_follow_from_its_ranks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     merges = derive_merges(Tokenizer.gpt2()._vocabulary.ranks)
     assert list(merges) == list(gpt2_merges())
