@@ -18,7 +18,16 @@ import torch
 
 import gpt2_fast
 from gpt2_fast.checkpoints.hub import resolve
-from tools.builtin_model import baselines, export, measure, prepare, train, windows
+from tools.builtin_model import (
+    baselines,
+    export,
+    measure,
+    network,
+    optimizers,
+    prepare,
+    train,
+    windows,
+)
 
 BUILTIN = Path(__file__).parent.parent / "gpt2_fast" / "data" / "builtin"
 
@@ -121,7 +130,7 @@ def test_rate() -> None:
 
 def test_orthogonal_updates_have_like_singular_values() -> None:
     torch.manual_seed(0)
-    values = torch.linalg.svdvals(train.orthogonal(torch.randn(2, 12, 30)))
+    values = torch.linalg.svdvals(optimizers.orthogonal(torch.randn(2, 12, 30)))
     assert values.min() > 0.6
     assert values.max() < 1.3
 
@@ -143,6 +152,9 @@ def options(folder: Path, **changed: Any) -> Namespace:
         "weight_decay": 0.1,
         "dropout": 0.1,
         "batch": 2,
+        "teacher": [],
+        "teacher_share": 0.5,
+        "device": "cpu",
         "threads": 1,
         "seed": 0,
         "compile": False,
@@ -199,25 +211,25 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
 
 
 def test_a_start_with_fewer_positions_is_continued_with_late_ones(tmp_path: Path) -> None:
-    short, long = train.Shape(50, 8, 1, 16, 2), train.Shape(50, 20, 1, 16, 2)
+    short, long = network.Shape(50, 8, 1, 16, 2), network.Shape(50, 20, 1, 16, 2)
     torch.manual_seed(0)
-    model = train.GPT2(short)
-    weights = {train.published_name(name): value for name, value in model.named_parameters()}
+    model = network.GPT2(short)
+    weights = {network.published_name(name): value for name, value in model.named_parameters()}
     export.write_model(tmp_path, weights, BUILTIN, heads=2)
-    found = train.GPT2(long)
+    found = network.GPT2(long)
 
-    train.load_model(found, tmp_path)
+    network.load_model(found, tmp_path)
 
     old = model.wpe.detach().half().float()
     expected = torch.cat([old, old[4:], old[4:], old[4:]])
     assert torch.equal(found.wpe, expected)
     assert torch.equal(found.wte, model.wte.half().float())
     with pytest.raises(ValueError, match="8 positions, wanted at most 6"):
-        train.load_model(train.GPT2(train.Shape(50, 6, 1, 16, 2)), tmp_path)
+        network.load_model(network.GPT2(network.Shape(50, 6, 1, 16, 2)), tmp_path)
     with pytest.raises(ValueError, match=r"wanted h\.1\.\S+ \(16, 48\), found nothing"):
-        train.load_model(train.GPT2(train.Shape(50, 8, 2, 16, 2)), tmp_path)
+        network.load_model(network.GPT2(network.Shape(50, 8, 2, 16, 2)), tmp_path)
     with pytest.raises(ValueError, match=r"wanted wte.weight \(60, 16\), found \(50, 16\)"):
-        train.load_model(train.GPT2(train.Shape(60, 8, 1, 16, 2)), tmp_path)
+        network.load_model(network.GPT2(network.Shape(60, 8, 1, 16, 2)), tmp_path)
 
 
 def test_a_step_during_which_the_process_stood_still_counts_as_a_few(
@@ -282,8 +294,8 @@ def test_a_kind_of_text_that_is_missing_is_named(folder: Path, name: str) -> Non
 def test_dropped_keeps_the_mean() -> None:
     torch.manual_seed(1)
     x = torch.ones(301, 333)
-    kept = train.dropped(x, 0.25)
-    assert train.dropped(x, 0.0) is x
+    kept = network.dropped(x, 0.25)
+    assert network.dropped(x, 0.0) is x
     assert kept.unique().tolist() == pytest.approx([0.0, 4 / 3])
     assert kept.mean().item() == pytest.approx(1.0, abs=0.01)
     # Neighbours, which share a random number, are independent all the same.
@@ -296,7 +308,7 @@ def test_compiling_changes_nothing_that_training_goes_on_from(folder: Path) -> N
     run.save()
     before = run.checkpoint.read_bytes()
 
-    run.warm_up(run.model)
+    run.warm_up(run.model, run.taught)
 
     run.save()
     assert run.checkpoint.read_bytes() == before
@@ -334,10 +346,15 @@ def test_the_draft_is_a_quarter_with_the_same_tokenizer() -> None:
         assert -whole.score(ids).total < -small.score(ids).total < 0.7 * random
 
 
-def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weights = {"wte.weight": torch.full((4, 2), 1e6), "wpe.weight": torch.zeros(4, 2)}
     with pytest.raises(ValueError, match="not finite in fp16"):
         export.write_model(tmp_path, weights, BUILTIN, heads=1)
     weights["wte.weight"] = torch.zeros(5_000_001, 1)
+    export.write_model(tmp_path / "run", weights, BUILTIN, heads=1)  # a teacher may be large
+    monkeypatch.setattr("sys.argv", ["export", str(tmp_path / "run"), str(tmp_path / "wheel")])
     with pytest.raises(ValueError, match="10,000,018 bytes"):
-        export.write_model(tmp_path, weights, BUILTIN, heads=1)
+        export.main()
+    assert not (tmp_path / "wheel").exists()

@@ -35,9 +35,6 @@ def write_model(
         f"transformer.{name}": value.detach().to(torch.float16).contiguous()
         for name, value in weights.items()
     }
-    size = sum(value.nbytes for value in tensors.values())
-    if size > LIMIT:
-        raise ValueError(f"the weights take {size:,} bytes, more than {LIMIT:,}")
     if not all(bool(value.isfinite().all()) for value in tensors.values()):
         raise ValueError("a weight is not finite in fp16")
     V, C = weights["wte.weight"].shape
@@ -74,6 +71,9 @@ def main() -> None:
     arguments = parser.parse_args()
     held = load_file(arguments.source / "model.safetensors")
     weights = {name.removeprefix("transformer."): value for name, value in held.items()}
+    size = sum(value.to(torch.float16).nbytes for value in weights.values())
+    if size > LIMIT:
+        raise ValueError(f"the weights take {size:,} bytes, more than {LIMIT:,}")
     heads = json.loads((arguments.source / "config.json").read_text("utf-8"))["n_head"]
     write_model(arguments.out, weights, arguments.source, heads=heads)
     if arguments.card:

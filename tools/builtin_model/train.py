@@ -12,222 +12,47 @@ at the end of `--minutes`, however fast the machine is. RUN receives
 * best/: the exported weights with the lowest held-out loss so far
 * log.jsonl: a line per report; curve.png: the held-out curve, if matplotlib is installed
 
-The matrices of the blocks learn by Muon, which makes each update orthogonal (Jordan et al. 2024,
-"Muon: An optimizer for hidden layers in neural networks", kellerjordan.github.io/posts/muon), with
-the scale of Liu et al. 2025 (arXiv:2502.16982, section 2.2); embeddings and vectors learn by AdamW.
+With `--teacher FOLDER`, once or more, it also learns from what those exported models, larger ones
+say, expect after each token: more than the one token that came.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import signal
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gpt2_fast.tokenizer import Tokenizer
 
 from .export import write_model
+from .network import GPT2, Shape, load_model, published_name, read_model
+from .optimizers import optimizers
 from .windows import Windows
 
 SAVE_SECONDS = 120.0
 AVERAGE = 0.995  # decay of the averaged weights per step
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Dimensions of the model: V ids, T positions, L layers of width C with H heads."""
-
-    vocabulary: int = 4096
-    positions: int = 512
-    layers: int = 6
-    width: int = 192
-    heads: int = 6
-
-
-def dropped(x: Tensor, dropout: float) -> Tensor:
-    """x with elements set to zero with a probability of `dropout`, to the nearest 1/256.
-
-    A random number of 64 bits decides on eight elements. F.dropout draws one for each, which takes
-    a tenth of a step on two processors.
-    """
-    cut = round(256 * dropout)
-    if not cut:
-        return x
-    drawn = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
-    kept = drawn.view(torch.uint8)[: x.numel()].view(x.shape) >= cut
-    return x * (kept * (256 / (256 - cut)))
-
-
-class Block(nn.Module):
-    """One transformer block, pre-LN; names and (in, out) matrices are those of the checkpoints."""
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        C, deep = shape.width, 0.02 / math.sqrt(2 * shape.layers)
-        self.heads = shape.heads
-        self.ln_1, self.ln_2 = nn.LayerNorm(C), nn.LayerNorm(C)
-        self.c_attn = nn.Parameter(0.02 * torch.randn(C, 3 * C))
-        self.c_attn_bias = nn.Parameter(torch.zeros(3 * C))
-        self.attn_proj = nn.Parameter(deep * torch.randn(C, C))
-        self.attn_proj_bias = nn.Parameter(torch.zeros(C))
-        self.c_fc = nn.Parameter(0.02 * torch.randn(C, 4 * C))
-        self.c_fc_bias = nn.Parameter(torch.zeros(4 * C))
-        self.mlp_proj = nn.Parameter(deep * torch.randn(4 * C, C))
-        self.mlp_proj_bias = nn.Parameter(torch.zeros(C))
-
-    def forward(self, x: Tensor, dropout: float) -> Tensor:
-        B, T, C = x.shape
-        qkv = F.linear(self.ln_1(x), self.c_attn.T, self.c_attn_bias)
-        q, k, v = qkv.view(B, T, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        y = F.linear(y.transpose(1, 2).reshape(B, T, C), self.attn_proj.T, self.attn_proj_bias)
-        x = x + dropped(y, dropout)
-        h = F.gelu(F.linear(self.ln_2(x), self.c_fc.T, self.c_fc_bias), approximate="tanh")
-        return x + dropped(F.linear(h, self.mlp_proj.T, self.mlp_proj_bias), dropout)
-
-
-class GPT2(nn.Module):
-    """GPT-2 with a tied head."""
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.wte = nn.Parameter(0.02 * torch.randn(shape.vocabulary, shape.width))
-        self.wpe = nn.Parameter(0.01 * torch.randn(shape.positions, shape.width))
-        self.h = nn.ModuleList(Block(shape) for _ in range(shape.layers))
-        self.ln_f = nn.LayerNorm(shape.width)
-
-    def forward(self, ids: Tensor, targets: Tensor, dropout: float = 0.0) -> Tensor:
-        """Mean loss in nats per token; ids and targets are (B, T)."""
-        x = F.embedding(ids, self.wte) + self.wpe[: ids.shape[1]]
-        x = dropped(x, dropout)
-        for block in self.h:
-            x = block(x, dropout)
-        logits = self.ln_f(x) @ self.wte.T
-        loss: Tensor = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
-        return loss
-
-
-# Names in this file -> names in checkpoints.
-RENAMED = {
-    "c_attn": "attn.c_attn.weight",
-    "c_attn_bias": "attn.c_attn.bias",
-    "attn_proj": "attn.c_proj.weight",
-    "attn_proj_bias": "attn.c_proj.bias",
-    "c_fc": "mlp.c_fc.weight",
-    "c_fc_bias": "mlp.c_fc.bias",
-    "mlp_proj": "mlp.c_proj.weight",
-    "mlp_proj_bias": "mlp.c_proj.bias",
-    "wte": "wte.weight",
-    "wpe": "wpe.weight",
-}
-
-
-def published_name(name: str) -> str:
-    """The checkpoint's name of a parameter: h.0.c_fc is h.0.mlp.c_fc.weight there."""
-    prefix, _, last = name.rpartition(".")
-    last = RENAMED.get(last, last)
-    return f"{prefix}.{last}" if prefix else last
-
-
-def load_model(model: GPT2, folder: Path) -> None:
-    """Start from the weights of an exported model of the same shape, or with fewer positions.
-
-    Positions that it lacks begin as copies of the later half of those it has: a late position
-    means "far from the beginning", which an early one does not.
-    """
-    held = {
-        name.removeprefix("transformer."): value
-        for name, value in load_file(folder / "model.safetensors").items()
-    }
-    known, wanted = len(held["wpe.weight"]), len(model.wpe)
-    if known > wanted:
-        raise ValueError(f"{folder} has {known} positions, wanted at most {wanted}")
-    late = known // 2 + torch.arange(max(0, wanted - known)) % (known - known // 2)
-    held["wpe.weight"] = torch.cat([held["wpe.weight"], held["wpe.weight"][late]])
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            start = held.get(published_name(name))
-            if start is None or start.shape != parameter.shape:
-                found = "nothing" if start is None else tuple(start.shape)
-                wants = f"{published_name(name)} {tuple(parameter.shape)}"
-                raise ValueError(f"{folder}: wanted {wants}, found {found}")
-            parameter.copy_(start)
-
-
-def orthogonal(update: Tensor) -> Tensor:
-    """Nearest matrices with equal singular values, roughly, of a stack (N, R, C) with R <= C.
-
-    Five steps of the quintic iteration x <- a x + b (x x^T) x + c (x x^T)^2 x (Jordan et al. 2024).
-    """
-    a, b, c = 3.4445, -4.7750, 2.0315
-    x: Tensor = update / (update.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
-    for _ in range(5):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x
-
-
-class Muon(torch.optim.Optimizer):
-    """Nesterov momentum made orthogonal; the root mean square of an update is 0.2 x the rate."""
-
-    def __init__(self, groups: list[list[nn.Parameter]], decay: float) -> None:
-        super().__init__([{"params": group} for group in groups], {"lr": 0.0, "decay": decay})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
-        """One step; each group holds matrices of one shape, which go through in one stack."""
-        for group in self.param_groups:
-            updates = []
-            for parameter in group["params"]:
-                state = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                momentum = state["momentum"].lerp_(parameter.grad, 0.05)
-                updates.append(parameter.grad.lerp(momentum, 0.95))
-            stack = torch.stack(updates)
-            tall = stack.shape[1] > stack.shape[2]
-            stack = orthogonal(stack.mT if tall else stack)
-            scale = 0.2 * math.sqrt(max(stack.shape[1:])) * group["lr"]
-            for parameter, update in zip(group["params"], stack, strict=True):
-                parameter.mul_(1 - group["lr"] * group["decay"])
-                parameter.sub_(scale * (update.mT if tall else update))
-
-
-def optimizers(model: GPT2, decay: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for the rest."""
-    matrices: dict[tuple[int, ...], list[nn.Parameter]] = {}
-    vectors: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if name.startswith("h.") and parameter.ndim == 2:
-            matrices.setdefault(tuple(parameter.shape), []).append(parameter)
-        elif parameter.ndim == 1:
-            vectors.append(parameter)
-    tables = [
-        {"params": vectors, "weight_decay": 0.0},
-        {"params": [model.wte, model.wpe], "weight_decay": decay},
-    ]
-    return [Muon(list(matrices.values()), decay), torch.optim.AdamW(tables, betas=(0.9, 0.95))]
-
-
 class HeldOut:
     """The held-out parts of the novels, one after the other, in windows of the whole context."""
 
-    def __init__(self, texts: Path, tokenizer: Tokenizer, length: int) -> None:
+    def __init__(
+        self, texts: Path, tokenizer: Tokenizer, length: int, device: torch.device
+    ) -> None:
         data = "".join(path.read_text("utf-8") for path in sorted(texts.glob("*.heldout.txt"))
                        if not path.name.startswith("alice"))  # fmt: skip
         self.bytes = len(data.encode())
-        ids = torch.tensor(tokenizer.encode(data))
+        ids = torch.tensor(tokenizer.encode(data), device=device)
         whole = (len(ids) - 1) // length * length
         self.ids = ids[:whole].view(-1, length)
         self.targets = ids[1 : whole + 1].view(-1, length)
@@ -263,6 +88,9 @@ class Run:
         self.options = arguments
         torch.manual_seed(arguments.seed)
         torch.set_num_threads(arguments.threads)
+        self.device = torch.device(arguments.device)
+        # Of float32 products outside the network's own bfloat16 ones, on a GPU only.
+        torch.backends.cuda.matmul.allow_tf32 = True
         self.out: Path = arguments.run
         self.out.mkdir(parents=True, exist_ok=True)
         self.vocabulary: Path = arguments.vocabulary
@@ -278,11 +106,12 @@ class Run:
         self.model = GPT2(shape)
         if arguments.start:
             load_model(self.model, arguments.start)
-        self.average = GPT2(shape)
-        self.average.load_state_dict(self.model.state_dict())
+        self.model.to(self.device)
+        self.average = copy.deepcopy(self.model)
+        self.teachers = [read_model(folder).to(self.device).eval() for folder in arguments.teacher]
         self.optimizers = optimizers(self.model, arguments.weight_decay)
         self.windows = Windows(arguments.texts, tokenizer, shape.positions, arguments.seed)
-        self.held_out = HeldOut(arguments.texts, tokenizer, shape.positions)
+        self.held_out = HeldOut(arguments.texts, tokenizer, shape.positions, self.device)
         self.steps = 0
         self.seconds = 0.0
         self.best = math.inf
@@ -297,6 +126,7 @@ class Run:
             "average": self.average.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
             "windows": json.dumps(self.windows.random.bit_generator.state),
             "steps": self.steps,
             "seconds": self.seconds,
@@ -307,16 +137,18 @@ class Run:
         partial.replace(self.checkpoint)
 
     def load(self) -> None:
-        state = torch.load(self.checkpoint, weights_only=True)
+        state = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         for optimizer, held in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(held)
         torch.set_rng_state(state["torch"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"])
         self.windows.random.bit_generator.state = json.loads(state["windows"])
         self.steps, self.seconds, self.best = state["steps"], state["seconds"], state["best"]
 
-    def evaluate(self, loss: float | None) -> None:
+    def evaluate(self, loss: Tensor | None) -> None:
         """Measure the model and its average on the held-out text; keep the better if it is best."""
         found = {
             "model": self.held_out.bits_per_byte(self.model),
@@ -332,7 +164,7 @@ class Run:
             "minutes": round(self.seconds / 60, 2),
             "steps": self.steps,
             "tokens": self.steps * self.options.batch * self.windows.length,
-            "training_nats": None if loss is None else round(loss, 4),
+            "training_nats": None if loss is None else round(loss.item(), 4),
             **{f"{name}_bits_per_byte": round(value, 5) for name, value in found.items()},
         }
         with (self.out / "log.jsonl").open("a", encoding="utf-8") as log:
@@ -346,47 +178,74 @@ class Run:
             for group in optimizer.param_groups:
                 group["lr"] = share * options.learning_rate
 
-    def warm_up(self, compiled: Any) -> None:
+    def loss(self, model: Any, taught: Any) -> Tensor:
+        """Of the next windows: `model` is the network, `taught` what the teachers expect of ids."""
+        ids, targets = self.windows.batch(self.options.batch)
+        if self.device.type == "cuda":
+            ids, targets = (part.pin_memory().to(self.device, non_blocking=True)
+                            for part in (ids, targets))  # fmt: skip
+        return self.loss_of(ids, targets, model, taught)
+
+    def loss_of(self, ids: Tensor, targets: Tensor, model: Any, taught: Any) -> Tensor:
+        options = self.options
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=options.bfloat16):
+            given: list[Any] = [ids, targets, options.dropout]
+            if self.teachers:
+                with torch.no_grad():
+                    given += [taught(ids), options.teacher_share]
+            loss: Tensor = model(*given)
+        return loss
+
+    def taught(self, ids: Tensor) -> Tensor:
+        """Probabilities (B, T, V), the mean of all teachers'."""
+        each = [teacher.logits(ids).softmax(-1) for teacher in self.teachers]
+        return torch.stack(each).mean(0)
+
+    def warm_up(self, model: Any, taught: Any) -> None:
         """Compile before the clock starts, and leave everything as it was."""
-        ids = torch.zeros(self.options.batch, self.windows.length, dtype=torch.int64)
-        with (
-            torch.random.fork_rng(devices=[]),
-            torch.autocast("cpu", torch.bfloat16, enabled=self.options.bfloat16),
-        ):
-            compiled(ids, ids, self.options.dropout).backward()
+        shape = (self.options.batch, self.windows.length)
+        ids = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            self.loss_of(ids, ids.clone(), model, taught).backward()
         self.model.zero_grad(set_to_none=True)
+
+    def step(self, model: Any, taught: Any) -> Tensor:
+        """Change the weights once; gives the loss."""
+        self.set_rates()
+        loss = self.loss(model, taught)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.steps += 1
+        weight = 1 - min(AVERAGE, self.steps / (self.steps + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()),
+                                 list(self.model.parameters()), weight)  # fmt: skip
+        return loss.detach()
 
     def train(self) -> None:
         """Train until the minutes are spent or a signal stops it."""
-        compiled: Any = torch.compile(self.model) if self.options.compile else self.model
-        bfloat16 = self.options.bfloat16
-        recent = 0.0
+        model: Any = self.model
+        taught: Any = self.taught
+        if self.options.compile:
+            model, taught = torch.compile(model), torch.compile(taught)
+        recent: Tensor | None = (
+            None  # loss; it stays on its device, which would have to be waited for
+        )
         usual: float | None = None  # seconds of a step
         saved = evaluated = self.seconds
         if self.steps == 0:
             self.evaluate(None)
         self.model.train()
         if self.options.compile:
-            self.warm_up(compiled)
+            self.warm_up(model, taught)
         last = time.monotonic()
         while not self.stop and self.seconds < 60 * self.options.minutes:
-            self.set_rates()
-            ids, targets = self.windows.batch(self.options.batch)
-            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-                loss = compiled(ids, targets, self.options.dropout)
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            for optimizer in self.optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            self.steps += 1
-            recent = loss.item() if not recent else 0.98 * recent + 0.02 * loss.item()
-            weight = 1 - min(AVERAGE, self.steps / (self.steps + 10))
-            with torch.no_grad():
-                for mean, value in zip(
-                    self.average.parameters(), self.model.parameters(), strict=True
-                ):
-                    mean.lerp_(value, weight)
+            loss = self.step(model, taught)
+            recent = loss if recent is None else recent.lerp(loss, 0.02)
             took = time.monotonic() - last
             # A process that was stopped did not train.
             counted = took if usual is None else min(took, 4 * usual)
@@ -441,6 +300,10 @@ def main() -> None:
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--batch", type=int, default=8, help="windows per step")
+    parser.add_argument("--teacher", type=Path, action="append", default=[],
+                        help="exported model to learn from; may be given again")  # fmt: skip
+    parser.add_argument("--teacher-share", type=float, default=0.5, help="of what is wanted")
+    parser.add_argument("--device", default="cpu", help="of torch: cpu or cuda")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="torch.compile the model")

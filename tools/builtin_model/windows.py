@@ -57,4 +57,4 @@ class Windows:
                 row = ids[start : start + self.length + 1]
             rows.append(row)
         stack = torch.stack(rows)
-        return stack[:, :-1], stack[:, 1:]
+        return stack[:, :-1].contiguous(), stack[:, 1:].contiguous()
