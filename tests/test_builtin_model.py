@@ -315,6 +315,60 @@ def test_compiling_changes_nothing_that_training_goes_on_from(folder: Path) -> N
     assert all(parameter.grad is None for parameter in run.model.parameters())
 
 
+def test_the_loss_with_teachers_is_a_cross_entropy_with_what_they_expect() -> None:
+    torch.manual_seed(0)
+    shape = network.Shape(50, 8, 1, 16, 2)
+    model = network.GPT2(shape)
+    ids, targets = torch.randint(50, (2, 3, 8))
+    taught = torch.rand(3, 8, 50)
+    taught /= taught.sum(-1, keepdim=True)
+    logs = model.logits(ids).double().log_softmax(-1)
+    came = -logs.gather(-1, targets[..., None]).mean()
+    expected = -(taught * logs).sum(-1).mean()
+
+    assert model(ids, targets).item() == pytest.approx(came.item(), rel=1e-5)
+    mixed = model(ids, targets, 0.0, taught, 0.3).item()
+    assert mixed == pytest.approx((0.7 * came + 0.3 * expected).item(), rel=1e-5)
+
+
+def test_a_run_learns_from_its_teachers(folder: Path) -> None:
+    torch.manual_seed(1)
+    for name in ("one", "other"):
+        teacher = network.GPT2(network.Shape(layers=2, width=8, heads=1))
+        with torch.no_grad():
+            teacher.wte *= 50
+        weights = {network.published_name(n): value for n, value in teacher.named_parameters()}
+        export.write_model(folder / name, weights, BUILTIN, heads=1)
+    given = {"start": None, "layers": 1, "width": 16, "heads": 2, "dropout": 0.0}
+    teachers = [folder / "one", folder / "other"]
+    run = train.Run(options(folder, teacher=teachers, teacher_share=1.0, **given))
+    ids, targets = run.windows.batch(2)
+    expected = run.taught(ids)
+    each = [network.read_model(folder / name).logits(ids).softmax(-1) for name in ("one", "other")]
+    assert torch.allclose(expected, (each[0] + each[1]) / 2, atol=1e-7)
+    logs = run.model.logits(ids).log_softmax(-1)
+    found = run.loss_of(ids, targets, run.model, run.taught)
+    assert found.item() == pytest.approx(-(expected * logs).sum(-1).mean().item(), rel=1e-5)
+    found.backward()
+    assert all(
+        parameter.grad is None for teacher in run.teachers for parameter in teacher.parameters()
+    )
+
+
+def test_how_many_tokens_of_a_draft_are_accepted() -> None:
+    text = "It was a truth universally acknowledged, that she would go out. " * 3
+    with (
+        gpt2_fast.GPT2.from_pretrained("builtin", precision="fp32", device="cpu") as whole,
+        gpt2_fast.GPT2.from_pretrained("builtin-draft", precision="fp32", device="cpu") as small,
+    ):
+        ids = whole.tokenizer.encode(text)
+        p, q = (torch.tensor(one.forward(ids)).double().softmax(-1) for one in (whole, small))
+        wanted = 1 - (p - q).abs().sum(-1).mean().item() / 2  # one less the total variation
+        assert measure.accepted(whole, small, text) == pytest.approx(wanted, rel=1e-6)
+        assert measure.accepted(small, small, text) == pytest.approx(1)
+        assert 0.3 < wanted < 0.95
+
+
 def test_exported_weights_are_what_the_engine_loads(folder: Path) -> None:
     run = train.Run(options(folder, minutes=0.0))
     run.train()

@@ -3,9 +3,10 @@
     python -m tools.builtin_model.measure TEXTS gpt2_fast/data/builtin
 
 prints, as Markdown: bits per byte of each held-out text in every precision of the CPU engine, and
-twenty samples, one per seed. Loss is over all tokens of a text but its first, in windows as long as
-the model's context, each on its own: a token is predicted from those of its window before it and,
-for the first of a window, from the one before.
+twenty samples, one per seed; with `--draft FOLDER` also how many of its tokens the model would
+accept. Loss is over all tokens of a text but its first, in windows as long as the model's context,
+each on its own: a token is predicted from those of its window before it and, for the first of a
+window, from the one before.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from gpt2_fast import GPT2
 
 from .baselines import held_out_texts
@@ -23,15 +26,37 @@ PRECISIONS = ("fp32", "bf16", "int8", "int4")
 SAMPLES = 20
 
 
-def bits_per_byte(model: GPT2, text: str) -> float:
-    """Loss of the model on a text."""
+def _encoded(model: GPT2, text: str) -> list[int]:
     if model.tokenizer is None:
         raise ValueError("the model has no tokenizer")
-    ids, length = model.tokenizer.encode(text), model.config.n_ctx
+    return model.tokenizer.encode(text)
+
+
+def bits_per_byte(model: GPT2, text: str) -> float:
+    """Loss of the model on a text."""
+    ids, length = _encoded(model, text), model.config.n_ctx
     nats = 0.0
     for start in range(0, len(ids) - 1, length - 1):
         nats -= model.score(ids[start : start + length]).total
     return nats / math.log(2) / len(text.encode())
+
+
+def accepted(model: GPT2, draft: GPT2, text: str) -> float:
+    """Share of the draft's tokens, drawn at temperature 1, that the model accepts.
+
+    The mean over the text's positions of the sum over all tokens of the smaller of both
+    probabilities (Leviathan et al. 2023, arXiv:2211.17192, corollary 3.6).
+    """
+    ids, length = _encoded(model, text), model.config.n_ctx
+    common = 0.0
+    for start in range(0, len(ids), length):
+        each = []
+        for one in (model, draft):
+            logits = np.asarray(one.forward(ids[start : start + length]), np.float64)
+            shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+            each.append(shares / shares.sum(axis=1, keepdims=True))
+        common += float(np.minimum(*each).sum())
+    return common / len(ids)
 
 
 def table(texts: dict[str, str], folder: Path) -> str:
@@ -63,8 +88,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="held-out loss and samples of a built-in model")
     parser.add_argument("texts", type=Path, help="what prepare.py wrote")
     parser.add_argument("model", type=Path, help="its folder")
+    parser.add_argument("--draft", type=Path, help="folder of a model that drafts for it")
     arguments = parser.parse_args()
-    sys.stdout.write(table(held_out_texts(arguments.texts), arguments.model) + "\n")
+    texts = held_out_texts(arguments.texts)
+    sys.stdout.write(table(texts, arguments.model) + "\n")
+    if arguments.draft:
+        with (
+            GPT2.from_pretrained(arguments.model, precision="fp32", device="cpu") as model,
+            GPT2.from_pretrained(arguments.draft, precision="fp32", device="cpu") as draft,
+        ):
+            for name, text in texts.items():
+                share = accepted(model, draft, text)
+                sys.stdout.write(f"{name}: {100 * share:.1f} % of the draft's tokens accepted\n")
+        sys.stdout.write("\n")
     sys.stdout.write(samples(arguments.model))
 
 
