@@ -3,7 +3,6 @@
 
 #include <cuda_runtime.h>
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -31,49 +30,47 @@ struct Grid {
   int64_t z = 1;
 };
 
-// Facts about devices that every launch needs, asked of the driver once.
+// Facts about kernels that every launch needs, asked of the driver once for each device.
 class LaunchCache {
  public:
-  LaunchCache() { overlaps_.fill(-1); }
-
-  // Whether a kernel may start while the previous one of its stream ends.
-  bool overlaps(int device) {
+  // Makes a kernel ready to be launched with so much dynamic shared memory: more than 48 KB must be
+  // asked for. Gives whether the kernel may start while the previous one of its stream ends.
+  bool prepare(int device, const void* kernel, const char* name, int64_t shared_bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (device >= kDevices) return false;
-    int8_t& known = overlaps_[static_cast<size_t>(device)];
-    if (known < 0) {
-      int major = 0;
-      check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-                 "cudaDeviceGetAttribute");
-      known = major >= 9;
+    const auto [at, fresh] = facts_.try_emplace({device, kernel});
+    Facts& facts = at->second;
+    if (fresh) facts.overlaps = waits_for_previous(kernel, name);
+    if (shared_bytes > facts.most_shared) {
+      check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      static_cast<int>(shared_bytes)),
+                 name);
+      facts.most_shared = shared_bytes;
     }
-    return known != 0;
-  }
-
-  // More than 48 KB of dynamic shared memory must be asked for, once per kernel and device.
-  void allow_shared(int device, const void* kernel, const char* name, int64_t bytes) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    int64_t& largest = largest_.try_emplace({device, kernel}, kPlainShared).first->second;
-    if (bytes <= largest) return;
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(bytes)),
-               name);
-    largest = bytes;
+    return facts.overlaps;
   }
 
   // For tests, where the device can become another one.
   void forget() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    overlaps_.fill(-1);
-    largest_.clear();
+    facts_.clear();
   }
 
  private:
-  static constexpr int64_t kPlainShared = 48 * 1024;
-  static constexpr int kDevices = 64;
+  struct Facts {
+    bool overlaps = false;
+    int64_t most_shared = 48 * 1024;
+  };
+
+  // A driver may compile a kernel's code for compute capability 8.0 on a device of 9.0 and newer.
+  // wait_for_previous is empty then, whatever the device can do.
+  static bool waits_for_previous(const void* kernel, const char* name) {
+    cudaFuncAttributes attributes{};
+    check_cuda(cudaFuncGetAttributes(&attributes, kernel), name);
+    return attributes.ptxVersion >= 90;
+  }
+
   std::mutex mutex_;
-  std::array<int8_t, kDevices> overlaps_;  // -1: not asked yet
-  std::map<std::pair<int, const void*>, int64_t> largest_;
+  std::map<std::pair<int, const void*>, Facts> facts_;
 };
 
 inline LaunchCache& launch_cache() {
@@ -85,13 +82,13 @@ inline void launch_pointers(const char* name, const void* kernel, Grid grid, int
                             int64_t shared_bytes, void* stream, void** arguments) {
   int device = 0;
   check_cuda(cudaGetDevice(&device), name);
-  launch_cache().allow_shared(device, kernel, name, shared_bytes);
+  const bool overlaps = launch_cache().prepare(device, kernel, name, shared_bytes);
   const dim3 blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y),
                     static_cast<unsigned>(grid.z));
   const dim3 block(static_cast<unsigned>(threads));
   const auto bytes = static_cast<size_t>(shared_bytes);
   const auto in_order = static_cast<cudaStream_t>(stream);
-  if (!launch_cache().overlaps(device)) {
+  if (!overlaps) {
     check_cuda(cudaLaunchKernel(kernel, blocks, block, arguments, bytes, in_order), name);
     return;
   }

@@ -17,6 +17,7 @@ struct Device {
   cudaError_t missing = cudaSuccess;  // what every call returns where there is no driver or device
   int major = 9;
   int minor = 0;
+  int compiled_for = 0;  // capability that the kernels' code is of, e.g. 80; 0: the device's own
   size_t memory = size_t{8} << 30;
 };
 Device& device();

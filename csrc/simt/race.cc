@@ -353,7 +353,11 @@ void begin_launch(bool overlaps) {
   checker.traffic.push_back({kernel_name()});
 }
 
-void wait_for_previous() { running().waited_for_previous = true; }
+// Empty in code for devices before 9.0.
+void wait_for_previous() {
+  const Device& own = device();
+  if (own.compiled_for == 0 || own.compiled_for >= 90) running().waited_for_previous = true;
+}
 
 void end_overlap() { checker.overlap_epoch = checker.next_epoch; }
 

@@ -324,6 +324,15 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 
 // ---- Launches ----------------------------------------------------------------------------------
 
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
+  const Call call("cudaFuncGetAttributes");
+  if (call.failure() != cudaSuccess) return report(call.failure());
+  if (find_kernel(kernel) == nullptr) return report(cudaErrorInvalidDeviceFunction);
+  const Device& own = device();
+  attributes->ptxVersion = own.compiled_for > 0 ? own.compiled_for : 10 * own.major + own.minor;
+  return cudaSuccess;
+}
+
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   const Call call("cudaFuncSetAttribute");
   if (call.failure() != cudaSuccess) return report(call.failure());

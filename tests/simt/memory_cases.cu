@@ -142,6 +142,53 @@ std::string older_devices() {
   return "";
 }
 
+// Code for 8.0 on a device of 11.0, where a driver compiles it: nothing waits, so nothing overlaps.
+std::string older_code() {
+  simt::Device thor;
+  thor.major = 11;
+  thor.compiled_for = 80;
+  simt::change_device(thor);
+  launch_cache().forget();
+  Setting s;
+  add_to(s.row, 1.0f, 1, nullptr);
+  launch("never_waits", never_waits, Grid{1}, kRow, 0, nullptr, s.row);
+  EXPECT(simt::take_races().empty());
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = config.blockDim = dim3(1);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  float* row = s.row;
+  void* pointers[] = {&row};
+  try {
+    cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(never_waits), pointers);
+    cudaDeviceSynchronize();
+    return "code that cannot wait may overlap";
+  } catch (const simt::KernelError&) {
+  }
+  simt::take_races();
+  simt::change_device({});
+  launch_cache().forget();
+  return "";
+}
+
+// A kernel whose attributes cannot be had is not launched.
+std::string unknown_attributes() {
+  launch_cache().forget();
+  std::vector<float> out(kRow);
+  simt::fail_next("cudaFuncGetAttributes", cudaErrorUnknown, 0);
+  try {
+    launch("touch_dynamic", touch_dynamic, Grid{1}, kRow, 1024, nullptr, out.data(), 256);
+    return "launched";
+  } catch (const Error& error) {
+    EXPECT(std::strstr(error.what(), "touch_dynamic: cudaErrorUnknown") != nullptr);
+  }
+  launch_cache().forget();
+  return "";
+}
+
 // Bytes that a launch moves; only the race build counts.
 std::string traffic() {
   if (!simt::instrumented) return "";
@@ -174,6 +221,8 @@ RuntimeCases memory_cases() {
       {"planned_failures", planned_failures},
       {"shared_limits", shared_limits},
       {"older_devices", older_devices},
+      {"older_code", older_code},
+      {"unknown_attributes", unknown_attributes},
       {"traffic", traffic},
   };
 }

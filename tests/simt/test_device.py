@@ -24,6 +24,8 @@ RUNTIME = (
     "planned_failures",
     "shared_limits",
     "older_devices",
+    "older_code",
+    "unknown_attributes",
     "events",
     "other_threads",
     "traffic",
