@@ -333,7 +333,7 @@ constexpr int64_t kChunk = 64;  // keys whose weighted values are summed before 
 // tile.
 constexpr int64_t scratch_floats(int64_t context) {
   const int64_t sums = kRowBlock * kLanes * kGroupPanels;
-  const int64_t scores = kQueryTile * round_up(context, kChunk) + kQueryTile * 4096;
+  const int64_t scores = kQueryTile * round_up(context, kChunk);
   return round_up(sums > scores ? sums : scores, 1024);
 }
 

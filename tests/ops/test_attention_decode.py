@@ -21,7 +21,7 @@ from .support import (
     spread_out,
 )
 
-HEAD_SIZES = (5, 8, 16, 20, 64, 128)
+HEAD_SIZES = (5, 8, 16, 20, 64, 128, 256, 300)
 LENGTHS = (1, 15, 16, 17, 63, 64, 65, 255, 256, 257, 1023, 1024)
 
 

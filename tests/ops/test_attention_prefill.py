@@ -21,7 +21,7 @@ from .support import (
     spread_out,
 )
 
-HEAD_SIZES = (5, 8, 16, 20, 64, 128)
+HEAD_SIZES = (5, 8, 16, 20, 64, 128, 256, 300)
 
 
 def arguments(
