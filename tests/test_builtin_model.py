@@ -400,6 +400,37 @@ def test_the_draft_is_a_quarter_with_the_same_tokenizer() -> None:
         assert -whole.score(ids).total < -small.score(ids).total < 0.7 * random
 
 
+def test_exports_are_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    shape = network.Shape(50, 8, 1, 16, 2)
+    models = {"one": network.GPT2(shape), "other": network.GPT2(shape)}
+    for name, model in models.items():
+        named = {network.published_name(n): value for n, value in model.named_parameters()}
+        export.write_model(tmp_path / name, named, BUILTIN, heads=2)
+
+    def run(share: str) -> None:
+        words = [str(tmp_path / "one"), str(tmp_path / "out"), "--mix", str(tmp_path / "other")]
+        monkeypatch.setattr("sys.argv", ["export", *words, share])
+        export.main()
+
+    run("0.25")
+    found = export.read_weights(tmp_path / "out")
+    one, other = (export.read_weights(tmp_path / name) for name in models)
+    assert found.keys() == one.keys()
+    for name, value in found.items():
+        expected = (0.75 * one[name].double() + 0.25 * other[name].double()).half()
+        assert torch.allclose(value.float(), expected.float(), rtol=1e-3, atol=1e-6), name
+    with pytest.raises(ValueError, match=r"from 0 to 1, got 1\.5"):
+        run("1.5")
+    named = {
+        network.published_name(n): v
+        for n, v in network.GPT2(network.Shape(50, 9, 1, 16, 2)).named_parameters()
+    }
+    export.write_model(tmp_path / "other", named, BUILTIN, heads=2)
+    with pytest.raises(ValueError, match=r"different shapes.*wpe\.weight"):
+        run("0.25")
+
+
 def test_weights_that_do_not_fit_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,10 @@
     python -m tools.builtin_model.export RUN/best gpt2_fast/data/builtin --card MODEL_CARD.md
 
 The folder has Hugging Face's layout, so `transformers` reads it as well as `gpt2_fast` does.
+
+`--mix FOLDER SHARE` adds weights of an earlier export to it, element by element: what one long run
+began from and what it came to often make a better model together (Wortsman et al. 2022,
+arXiv:2203.05482).
 """
 
 from __future__ import annotations
@@ -63,14 +67,38 @@ def write_model(
             shutil.copyfile(vocabulary / name, folder / name)
 
 
+def mixed(
+    weights: Mapping[str, Tensor], others: Mapping[str, Tensor], share: float
+) -> dict[str, Tensor]:
+    """(1 - share) of the one and a share of the others, in float32."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"a share of other weights is from 0 to 1, got {share}")
+    shapes = [{n: tuple(v.shape) for n, v in each.items()} for each in (weights, others)]
+    if shapes[0] != shapes[1]:
+        different = min(set(shapes[0].items()) ^ set(shapes[1].items()))
+        raise ValueError(f"weights of different shapes cannot be mixed: {different}")
+    return {
+        name: value.float().lerp(others[name].float(), share) for name, value in weights.items()
+    }
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Weights under their names without the prefix `transformer`."""
+    held = load_file(folder / "model.safetensors")
+    return {name.removeprefix("transformer."): value for name, value in held.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="write the built-in model's folder")
     parser.add_argument("source", type=Path, help="RUN/best of train.py")
     parser.add_argument("out", type=Path, help="folder to write, e.g. gpt2_fast/data/builtin")
     parser.add_argument("--card", type=Path, help="model card to put beside the weights")
+    parser.add_argument("--mix", nargs=2, metavar=("FOLDER", "SHARE"),
+                        help="an earlier export, and its share of the weights")  # fmt: skip
     arguments = parser.parse_args()
-    held = load_file(arguments.source / "model.safetensors")
-    weights = {name.removeprefix("transformer."): value for name, value in held.items()}
+    weights = read_weights(arguments.source)
+    if arguments.mix:
+        weights = mixed(weights, read_weights(Path(arguments.mix[0])), float(arguments.mix[1]))
     size = sum(value.to(torch.float16).nbytes for value in weights.values())
     if size > LIMIT:
         raise ValueError(f"the weights take {size:,} bytes, more than {LIMIT:,}")

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .export import read_weights
 
 
 @dataclass(frozen=True)
@@ -135,10 +136,7 @@ def load_model(model: GPT2, folder: Path) -> None:
     Positions that it lacks begin as copies of the later half of those it has: a late position
     means "far from the beginning", which an early one does not.
     """
-    held = {
-        name.removeprefix("transformer."): value
-        for name, value in load_file(folder / "model.safetensors").items()
-    }
+    held = read_weights(folder)
     known, wanted = len(held["wpe.weight"]), len(model.wpe)
     if known > wanted:
         raise ValueError(f"{folder} has {known} positions, wanted at most {wanted}")
