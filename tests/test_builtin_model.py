@@ -355,6 +355,16 @@ def test_a_run_learns_from_its_teachers(folder: Path) -> None:
     )
 
 
+def test_a_teacher_of_other_tokens_is_refused(folder: Path) -> None:
+    for shape, found in ((network.Shape(50, 512, 1, 8, 1), r"found 50 and 512"),
+                         (network.Shape(4096, 500, 1, 8, 1), r"found 4096 and 500")):  # fmt: skip
+        teacher = network.GPT2(shape)
+        named = {network.published_name(n): value for n, value in teacher.named_parameters()}
+        export.write_model(folder / "teacher", named, BUILTIN, heads=1)
+        with pytest.raises(ValueError, match=rf"4096 tokens and at least 512 positions, {found}"):
+            train.Run(options(folder, teacher=[folder / "teacher"]))
+
+
 def test_how_many_tokens_of_a_draft_are_accepted() -> None:
     text = "It was a truth universally acknowledged, that she would go out. " * 3
     with (

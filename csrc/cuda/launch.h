@@ -37,9 +37,12 @@ class LaunchCache {
   // asked for. Gives whether the kernel may start while the previous one of its stream ends.
   bool prepare(int device, const void* kernel, const char* name, int64_t shared_bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto [at, fresh] = facts_.try_emplace({device, kernel});
+    auto at = facts_.find({device, kernel});
+    if (at == facts_.end()) {
+      const Facts asked{waits_for_previous(kernel, name)};
+      at = facts_.emplace(std::pair(device, kernel), asked).first;
+    }
     Facts& facts = at->second;
-    if (fresh) facts.overlaps = waits_for_previous(kernel, name);
     if (shared_bytes > facts.most_shared) {
       check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                       static_cast<int>(shared_bytes)),
@@ -57,7 +60,7 @@ class LaunchCache {
 
  private:
   struct Facts {
-    bool overlaps = false;
+    bool overlaps;
     int64_t most_shared = 48 * 1024;
   };
 

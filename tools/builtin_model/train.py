@@ -108,7 +108,7 @@ class Run:
             load_model(self.model, arguments.start)
         self.model.to(self.device)
         self.average = copy.deepcopy(self.model)
-        self.teachers = [read_model(folder).to(self.device).eval() for folder in arguments.teacher]
+        self.teachers = [self.read_teacher(folder, shape) for folder in arguments.teacher]
         self.optimizers = optimizers(self.model, arguments.weight_decay)
         self.windows = Windows(arguments.texts, tokenizer, shape.positions, arguments.seed)
         self.held_out = HeldOut(arguments.texts, tokenizer, shape.positions, self.device)
@@ -119,6 +119,14 @@ class Run:
         self.checkpoint = self.out / "checkpoint.pt"
         if self.checkpoint.exists():
             self.load()
+
+    def read_teacher(self, folder: Path, shape: Shape) -> GPT2:
+        teacher = read_model(folder)
+        found, wanted = (len(teacher.wte), len(teacher.wpe)), (shape.vocabulary, shape.positions)
+        if found[0] != wanted[0] or found[1] < wanted[1]:
+            raise ValueError(f"{folder}: wanted a teacher of {wanted[0]} tokens and at least "
+                             f"{wanted[1]} positions, found {found[0]} and {found[1]}")  # fmt: skip
+        return teacher.to(self.device).eval()
 
     def save(self) -> None:
         state = {
