@@ -57,15 +57,15 @@ def test_in_place_is_the_functional_form(isa: str, dtype: torch.dtype) -> None:
     args = arguments(17, 100, 0.0, dtype)
     before = [a.clone() for a in args]
     h, out = ops.add_layernorm(*args)
-    for now, then in zip(args, before, strict=True):
-        assert_same_bits(now, then)
+    for after, earlier in zip(args, before, strict=True):
+        assert_same_bits(after, earlier)
 
     in_place = ops.add_layernorm_(*args)
 
     assert_same_bits(args[0], h)
     assert_same_bits(in_place, out)
-    for now, then in zip(args[1:], before[1:], strict=True):
-        assert_same_bits(now, then)
+    for after, earlier in zip(args[1:], before[1:], strict=True):
+        assert_same_bits(after, earlier)
 
 
 @each_dtype

@@ -145,10 +145,10 @@ def test_arguments_stay_as_they_were(isa: str) -> None:
 
     ops.linear(*args)
 
-    for now, then in zip(args[:4], before[:4], strict=True):
-        assert isinstance(now, Tensor)
-        assert isinstance(then, Tensor)
-        assert_same_bits(now, then)
+    for after, earlier in zip(args[:4], before[:4], strict=True):
+        assert isinstance(after, Tensor)
+        assert isinstance(earlier, Tensor)
+        assert_same_bits(after, earlier)
 
 
 @pytest.mark.parametrize(
