@@ -154,7 +154,6 @@ def options(folder: Path, **changed: Any) -> Namespace:
         "batch": 2,
         "teacher": [],
         "teacher_share": 0.5,
-        "device": "cpu",
         "threads": 1,
         "seed": 0,
         "compile": False,
@@ -347,7 +346,7 @@ def test_a_run_learns_from_its_teachers(folder: Path) -> None:
     each = [network.read_model(folder / name).logits(ids).softmax(-1) for name in ("one", "other")]
     assert torch.allclose(expected, (each[0] + each[1]) / 2, atol=1e-7)
     logs = run.model.logits(ids).log_softmax(-1)
-    found = run.loss_of(ids, targets, run.model, run.taught)
+    found = run.loss(ids, targets, run.model, run.taught)
     assert found.item() == pytest.approx(-(expected * logs).sum(-1).mean().item(), rel=1e-5)
     found.backward()
     assert all(

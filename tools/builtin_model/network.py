@@ -28,14 +28,12 @@ class Shape:
 def dropped(x: Tensor, dropout: float) -> Tensor:
     """x with elements set to zero with a probability of `dropout`, to the nearest 1/256.
 
-    On a CPU a random number of 64 bits decides on eight elements. F.dropout draws one for each,
-    which takes a tenth of a step on two processors.
+    A random number of 64 bits decides on eight elements. F.dropout draws one for each, which takes
+    a tenth of a step on two processors.
     """
     cut = round(256 * dropout)
     if not cut:
         return x
-    if x.is_cuda:
-        return F.dropout(x, cut / 256)
     drawn = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
     kept = drawn.view(torch.uint8)[: x.numel()].view(x.shape) >= cut
     return x * (kept * (256 / (256 - cut)))

@@ -46,13 +46,11 @@ AVERAGE = 0.995  # decay of the averaged weights per step
 class HeldOut:
     """The held-out parts of the novels, one after the other, in windows of the whole context."""
 
-    def __init__(
-        self, texts: Path, tokenizer: Tokenizer, length: int, device: torch.device
-    ) -> None:
+    def __init__(self, texts: Path, tokenizer: Tokenizer, length: int) -> None:
         data = "".join(path.read_text("utf-8") for path in sorted(texts.glob("*.heldout.txt"))
                        if not path.name.startswith("alice"))  # fmt: skip
         self.bytes = len(data.encode())
-        ids = torch.tensor(tokenizer.encode(data), device=device)
+        ids = torch.tensor(tokenizer.encode(data))
         whole = (len(ids) - 1) // length * length
         self.ids = ids[:whole].view(-1, length)
         self.targets = ids[1 : whole + 1].view(-1, length)
@@ -88,9 +86,6 @@ class Run:
         self.options = arguments
         torch.manual_seed(arguments.seed)
         torch.set_num_threads(arguments.threads)
-        self.device = torch.device(arguments.device)
-        # Of float32 products outside the network's own bfloat16 ones, on a GPU only.
-        torch.backends.cuda.matmul.allow_tf32 = True
         self.out: Path = arguments.run
         self.out.mkdir(parents=True, exist_ok=True)
         self.vocabulary: Path = arguments.vocabulary
@@ -106,12 +101,11 @@ class Run:
         self.model = GPT2(shape)
         if arguments.start:
             load_model(self.model, arguments.start)
-        self.model.to(self.device)
         self.average = copy.deepcopy(self.model)
         self.teachers = [self.read_teacher(folder, shape) for folder in arguments.teacher]
         self.optimizers = optimizers(self.model, arguments.weight_decay)
         self.windows = Windows(arguments.texts, tokenizer, shape.positions, arguments.seed)
-        self.held_out = HeldOut(arguments.texts, tokenizer, shape.positions, self.device)
+        self.held_out = HeldOut(arguments.texts, tokenizer, shape.positions)
         self.steps = 0
         self.seconds = 0.0
         self.best = math.inf
@@ -126,7 +120,7 @@ class Run:
         if found[0] != wanted[0] or found[1] < wanted[1]:
             raise ValueError(f"{folder}: wanted a teacher of {wanted[0]} tokens and at least "
                              f"{wanted[1]} positions, found {found[0]} and {found[1]}")  # fmt: skip
-        return teacher.to(self.device).eval()
+        return teacher
 
     def save(self) -> None:
         state = {
@@ -134,7 +128,6 @@ class Run:
             "average": self.average.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
             "windows": json.dumps(self.windows.random.bit_generator.state),
             "steps": self.steps,
             "seconds": self.seconds,
@@ -145,14 +138,12 @@ class Run:
         partial.replace(self.checkpoint)
 
     def load(self) -> None:
-        state = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
+        state = torch.load(self.checkpoint, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         for optimizer, held in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(held)
         torch.set_rng_state(state["torch"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda"])
         self.windows.random.bit_generator.state = json.loads(state["windows"])
         self.steps, self.seconds, self.best = state["steps"], state["seconds"], state["best"]
 
@@ -186,17 +177,10 @@ class Run:
             for group in optimizer.param_groups:
                 group["lr"] = share * options.learning_rate
 
-    def loss(self, model: Any, taught: Any) -> Tensor:
-        """Of the next windows: `model` is the network, `taught` what the teachers expect of ids."""
-        ids, targets = self.windows.batch(self.options.batch)
-        if self.device.type == "cuda":
-            ids, targets = (part.pin_memory().to(self.device, non_blocking=True)
-                            for part in (ids, targets))  # fmt: skip
-        return self.loss_of(ids, targets, model, taught)
-
-    def loss_of(self, ids: Tensor, targets: Tensor, model: Any, taught: Any) -> Tensor:
+    def loss(self, ids: Tensor, targets: Tensor, model: Any, taught: Any) -> Tensor:
+        """`model` is the network, `taught` what the teachers expect of ids; compiled or not."""
         options = self.options
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=options.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.bfloat16):
             given: list[Any] = [ids, targets, options.dropout]
             if self.teachers:
                 with torch.no_grad():
@@ -212,16 +196,15 @@ class Run:
     def warm_up(self, model: Any, taught: Any) -> None:
         """Compile before the clock starts, and leave everything as it was."""
         shape = (self.options.batch, self.windows.length)
-        ids = torch.zeros(shape, dtype=torch.int64, device=self.device)
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            self.loss_of(ids, ids.clone(), model, taught).backward()
+        ids, targets = torch.zeros((2, *shape), dtype=torch.int64)
+        with torch.random.fork_rng(devices=[]):
+            self.loss(ids, targets, model, taught).backward()
         self.model.zero_grad(set_to_none=True)
 
     def step(self, model: Any, taught: Any) -> Tensor:
         """Change the weights once; gives the loss."""
         self.set_rates()
-        loss = self.loss(model, taught)
+        loss = self.loss(*self.windows.batch(self.options.batch), model, taught)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
@@ -240,9 +223,7 @@ class Run:
         taught: Any = self.taught
         if self.options.compile:
             model, taught = torch.compile(model), torch.compile(taught)
-        recent: Tensor | None = (
-            None  # loss; it stays on its device, which would have to be waited for
-        )
+        recent: Tensor | None = None  # loss
         usual: float | None = None  # seconds of a step
         saved = evaluated = self.seconds
         if self.steps == 0:
@@ -311,7 +292,6 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, action="append", default=[],
                         help="exported model to learn from; may be given again")  # fmt: skip
     parser.add_argument("--teacher-share", type=float, default=0.5, help="of what is wanted")
-    parser.add_argument("--device", default="cpu", help="of torch: cpu or cuda")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="torch.compile the model")
