@@ -63,6 +63,12 @@ def test_whole_context(isa: str, T: int, dtype: torch.dtype) -> None:
 
 
 @each_dtype
+def test_a_context_of_thousands(isa: str, dtype: torch.dtype) -> None:
+    """Whose scores take more scratch than the sums of any product."""
+    assert_parity("attention_prefill", *arguments(1, 3, 7, 4100, 16, dtype))
+
+
+@each_dtype
 @pytest.mark.parametrize("spread", [0.0, 5.0, 30.0], ids=["all-equal", "peaked", "one-hot"])
 def test_flat_and_peaked_scores(isa: str, spread: float, dtype: torch.dtype) -> None:
     q, k, v, scale = arguments(1, 2, 40, 90, 64, dtype)
