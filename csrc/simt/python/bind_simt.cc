@@ -69,7 +69,11 @@ py::list traffic() {
 }
 
 void set_device(int count, int major, int minor, size_t memory, int missing) {
-  change_device({count, static_cast<cudaError_t>(missing), major, minor, memory});
+  change_device({.count = count,
+                 .missing = static_cast<cudaError_t>(missing),
+                 .major = major,
+                 .minor = minor,
+                 .memory = memory});
   cuda::launch_cache().forget();
 }
 
