@@ -172,7 +172,7 @@ class Tokenizer:
 
         with _LOCK:
             if self._engine is None:
-                self._engine = Engine(self._vocabulary.ranks)
+                self._engine = Engine(self._vocabulary)
             return self._engine
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     import tiktoken
 
+    from gpt2_fast.tokenizer_files import Vocabulary
+
 # 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+ as published, with
 # possessive runs: nothing that follows a run can make it shorter, so the pieces are the same.
 _PIECE = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s"
@@ -55,13 +57,14 @@ _FIRST = 1024  # characters of all of them
 class Engine:
     """Merges text by the ranks of a vocabulary. Thread-safe; tiktoken releases the GIL.
 
-    `ranks` maps bytes to a rank: all 256 single bytes, then merged tokens, a lower rank merging
-    first. Each merged token must be what merging its own bytes ends in (`tokenizer_files` sees to
-    it): only then do ranks alone decide the same merges as the pairs of a merges file.
+    The vocabulary's `ranks` map bytes to a rank: all 256 single bytes, then merged tokens, a lower
+    rank merging first. Each merged token must be what merging its own bytes ends in
+    (`tokenizer_files` sees to it): only then do ranks alone decide the same merges as the pairs of
+    a merges file.
     """
 
-    def __init__(self, ranks: Mapping[bytes, int]) -> None:
-        self._ranks = ranks
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
         self._left = _FIRST
 
     @cached_property
@@ -70,12 +73,15 @@ class Engine:
 
         self._left = 0
         return tiktoken.Encoding(
-            "gpt2_fast", pat_str=_PIECE, mergeable_ranks=dict(self._ranks), special_tokens={}
+            "gpt2_fast",
+            pat_str=_PIECE,
+            mergeable_ranks=dict(self._vocabulary.ranks),
+            special_tokens={},
         )
 
     @cached_property
     def _bytes(self) -> dict[int, bytes]:
-        return {rank: token for token, rank in self._ranks.items()}
+        return {rank: token for token, rank in self._vocabulary.ranks.items()}
 
     @cached_property
     def _classes(self) -> list[tuple[tiktoken.Encoding, str]]:
@@ -99,9 +105,12 @@ class Engine:
     def encode(self, text: str) -> list[int]:
         """Ranks of `text`, which must hold no surrogates. Linear in its length."""
         if len(text) <= min(_SHORT, self._left) and text.isascii():
+            pieces = [piece.encode() for piece in _ASCII_PIECE.findall(text)]
+            first = self._left == _FIRST
             self._left -= len(text)
-            pieces = _ASCII_PIECE.findall(text)
-            return [rank for piece in pieces for rank in _merge_short(piece, self._ranks)]
+            vocabulary = self._vocabulary
+            table = vocabulary.ranks_within(pieces) if first else vocabulary.ranks
+            return [rank for piece in pieces for rank in _merge_short(piece, table)]
         if len(text) < _LONG:
             return self._tiktoken.encode_ordinary(text)
         if len(text) <= _CHUNK:
@@ -207,9 +216,9 @@ class Engine:
         return ranks
 
 
-def _merge_short(piece: str, ranks: Mapping[bytes, int]) -> list[int]:
+def _merge_short(piece: bytes, ranks: Mapping[bytes, int]) -> list[int]:
     """Ranks of a piece of ASCII: the pair of lowest rank first, the leftmost of equals."""
-    parts = [bytes([byte]) for byte in piece.encode()]
+    parts = [bytes([byte]) for byte in piece]
     none = sys.maxsize
     while len(parts) > 1:
         pairs = [ranks.get(left + right, none) for left, right in pairwise(parts)]

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from gpt2_fast.errors import ParameterError, TokenizerError
 from gpt2_fast.tokenizer import Tokenizer
 from gpt2_fast.tokenizer_engine import Engine
+from gpt2_fast.tokenizer_files import Vocabulary
 from tests.tokenizer_support import (
     ALL_CHARACTERS,
     BUILTIN,
@@ -56,7 +57,7 @@ ASCII_TEXT = st.one_of(
 @example("a" * 256)
 @example("don't  we'll\n\n 've\x1f \x0b x")
 def test_short_texts_equal_the_reference(text: str) -> None:
-    engine = Engine(Tokenizer.gpt2()._vocabulary.ranks)
+    engine = Engine(Tokenizer.gpt2()._vocabulary)
 
     assert engine.encode(text) == Reference.gpt2().encode(text)
 
@@ -66,7 +67,7 @@ def test_short_texts_equal_the_reference(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["a" * 257, "é", "x " * 200])
 def test_other_texts_are_for_tiktoken(gpt2: Tokenizer, text: str) -> None:
-    engine = Engine(gpt2._vocabulary.ranks)
+    engine = Engine(gpt2._vocabulary)
 
     assert engine.encode(text) == Reference.gpt2().encode(text)
 
@@ -74,7 +75,7 @@ def test_other_texts_are_for_tiktoken(gpt2: Tokenizer, text: str) -> None:
 
 
 def test_many_short_texts_are_for_tiktoken(gpt2: Tokenizer) -> None:
-    engine = Engine(gpt2._vocabulary.ranks)
+    engine = Engine(gpt2._vocabulary)
     texts = [f"line {i} of many" for i in range(200)]
 
     assert [engine.encode(text) for text in texts] == [gpt2.encode(text) for text in texts]
@@ -376,8 +377,8 @@ def test_stream_holds_back_unfinished_characters(gpt2: Tokenizer) -> None:
 def test_a_hundred_threads_get_the_same_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Engine] = []
 
-    def make(ranks: dict[bytes, int]) -> Engine:
-        made.append(Engine(ranks))
+    def make(vocabulary: Vocabulary) -> Engine:
+        made.append(Engine(vocabulary))
         return made[-1]
 
     tokenizer = Tokenizer.from_folder(BUILTIN)  # fresh: the engine is made by the race

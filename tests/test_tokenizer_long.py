@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gpt2_fast.tokenizer import Tokenizer
 from gpt2_fast.tokenizer_engine import _ASCII_PIECE, Engine, _chunks
+from gpt2_fast.tokenizer_files import Vocabulary
 from tests.tokenizer_support import (
     ODD,
     ODD_TEXT,
@@ -108,7 +109,7 @@ class Spy:
 
 
 def test_tiktoken_never_meets_a_long_piece(gpt2: Tokenizer) -> None:
-    engine = Engine(gpt2._vocabulary.ranks)
+    engine = Engine(gpt2._vocabulary)
     engine._tiktoken = spy = Spy(engine._tiktoken)
     for text in RUNS.values():
         part = text[-20_000:]
@@ -169,7 +170,17 @@ def test_a_chain_that_changes_far_to_the_left(gpt2: Tokenizer) -> None:
     single = {bytes([byte]): byte for byte in range(256)}
     pairs = {(chain[i : i + 1], chain[i + 1 : i + 2]): 1000 - i for i in range(len(chain) - 1)}
     ranks = single | {left + right: rank for (left, right), rank in pairs.items()}
-    engine = Engine(ranks)
+    engine = Engine(
+        Vocabulary(
+            tokens=tuple(ranks),
+            stored_names=None,
+            stored_ranks=ranks,
+            rank_ids=None,
+            merges=None,
+            added={},
+            literal=frozenset(),
+        )
+    )
     for offset in range(30, 130, 7):
         for length in (60, 61, 93, 94):
             piece = b"\0" * offset + chain[:length] + b"\0" + chain * 3

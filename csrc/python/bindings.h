@@ -42,5 +42,6 @@ void bind_info(pybind11::module_& module);
 void bind_ops(pybind11::module_& module);
 void bind_engine(pybind11::module_& module);
 void bind_quantize(pybind11::module_& module);
+void bind_tokens(pybind11::module_& module);
 
 }  // namespace gpt2f

@@ -44,6 +44,7 @@ PYBIND11_MODULE(_C, module) {
   gpt2f::bind_ops(module);
   gpt2f::bind_engine(module);
   gpt2f::bind_quantize(module);
+  gpt2f::bind_tokens(module);
 #if defined(GPT2_FAST_SIMT)
   py::module_ simt = module.def_submodule("simt", "Kernels on the simulated device, for tests.");
   gpt2f::simt::bind_simt(simt);
