@@ -80,6 +80,8 @@ def options(folder: Path, **changed: Any) -> Namespace:
         "decay_from": 0.5,
         "weight_decay": 0.1,
         "dropout": 0.1,
+        "word_dropout": 0.0,
+        "average": 0.995,
         "batch": 2,
         "teacher": [],
         "teacher_share": 0.5,
@@ -231,6 +233,35 @@ def test_dropped_keeps_the_mean() -> None:
     assert (zero[:-1] & zero[1:]).float().mean().item() == pytest.approx(1 / 16, abs=0.005)
 
 
+def test_word_dropout_takes_whole_embeddings() -> None:
+    """Without layers the logits are linear in what each position holds."""
+    torch.manual_seed(2)
+    model = network.GPT2(network.Shape(50, 200, 0, 16, 2))
+    model.ln_f = torch.nn.Identity()  # type: ignore[assignment]
+    ids = torch.randint(0, 50, (40, 200))
+    with torch.no_grad():
+        found = model.logits(ids, word_dropout=0.25)
+        place = model.wpe @ model.wte.T
+        word = model.wte @ model.wte.T
+    share = ((found - place) * word[ids]).sum(-1) / word[ids].square().sum(-1)
+    assert torch.allclose(found, place + share[..., None] * word[ids], atol=1e-5)
+    gone = share.abs() < 0.1
+    assert torch.allclose(share[~gone], torch.tensor(4 / 3), atol=1e-3)
+    assert gone.float().mean().item() == pytest.approx(0.25, abs=0.02)
+
+
+def test_a_run_passes_its_dropouts_on(folder: Path) -> None:
+    run = train.Run(options(folder, dropout=0.25, word_dropout=0.5))
+    seen: list[tuple[Any, ...]] = []
+
+    def network_of(*given: Any) -> torch.Tensor:
+        seen.append(given[2:])
+        return torch.zeros(())
+
+    run.loss(*run.windows.batch(2), network_of, run.taught)
+    assert seen == [(0.25, 0.5)]
+
+
 def test_compiling_changes_nothing_that_training_goes_on_from(folder: Path) -> None:
     run = train.Run(options(folder))
     run.save()
@@ -255,7 +286,7 @@ def test_the_loss_with_teachers_is_a_cross_entropy_with_what_they_expect() -> No
     expected = -(taught * logs).sum(-1).mean()
 
     assert model(ids, targets).item() == pytest.approx(came.item(), rel=1e-5)
-    mixed = model(ids, targets, 0.0, taught, 0.3).item()
+    mixed = model(ids, targets, 0.0, 0.0, taught, 0.3).item()
     assert mixed == pytest.approx((0.7 * came + 0.3 * expected).item(), rel=1e-5)
 
 
@@ -312,14 +343,15 @@ def test_warming_up_compiles_what_the_steps_run(folder: Path) -> None:
         assert ids.data_ptr() != targets.data_ptr()
 
 
-def test_the_average_follows_the_weights(folder: Path) -> None:
-    run = train.Run(options(folder, minutes=1.0))
+@pytest.mark.parametrize("decay", [0.995, 0.1])
+def test_the_average_follows_the_weights(folder: Path, decay: float) -> None:
+    run = train.Run(options(folder, minutes=1.0, average=decay))
     run.seconds = 30.0  # past the warm-up of the rate
     expected = [value.detach().double() for value in run.average.parameters()]
     for steps in (1, 2, 3):
         run.step(run.model, run.taught)
         for mean, value in zip(expected, run.model.parameters(), strict=True):
-            mean.lerp_(value.detach().double(), 10 / (steps + 10))
+            mean.lerp_(value.detach().double(), max(1 - decay, 10 / (steps + 10)))
     for mean, value in zip(expected, run.average.parameters(), strict=True):
         assert torch.allclose(value.double(), mean, rtol=0, atol=1e-6)
     assert not torch.equal(run.average.wte, run.model.wte)

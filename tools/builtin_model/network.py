@@ -77,10 +77,16 @@ class GPT2(nn.Module):
         self.h = nn.ModuleList(Block(shape) for _ in range(shape.layers))
         self.ln_f = nn.LayerNorm(shape.width)
 
-    def logits(self, ids: Tensor, dropout: float = 0.0) -> Tensor:
-        """Logits (B, T, V) of ids (B, T), in float32."""
-        x = F.embedding(ids, self.wte) + self.wpe[: ids.shape[1]]
-        x = dropped(x, dropout)
+    def logits(self, ids: Tensor, dropout: float = 0.0, word_dropout: float = 0.0) -> Tensor:
+        """Logits (B, T, V) of ids (B, T), in float32.
+
+        `word_dropout` is the probability that a token's whole embedding is zero (Gal and Ghahramani
+        2016, arXiv:1512.05287, section 4.2, for each occurrence by itself).
+        """
+        x = F.embedding(ids, self.wte)
+        if word_dropout:
+            x = x * dropped(x.new_ones(*ids.shape, 1), word_dropout)
+        x = dropped(x + self.wpe[: ids.shape[1]], dropout)
         for block in self.h:
             x = block(x, dropout)
         logits: Tensor = self.ln_f(x) @ self.wte.T
@@ -91,6 +97,7 @@ class GPT2(nn.Module):
         ids: Tensor,
         targets: Tensor,
         dropout: float = 0.0,
+        word_dropout: float = 0.0,
         taught: Tensor | None = None,
         share: float = 0.0,
     ) -> Tensor:
@@ -99,7 +106,7 @@ class GPT2(nn.Module):
         With `taught`, probabilities (B, T, V) of teachers, their part in the wanted distribution is
         `share` (Hinton et al. 2015, arXiv:1503.02531, section 2, at temperature 1).
         """
-        logits = self.logits(ids, dropout).flatten(0, 1)
+        logits = self.logits(ids, dropout, word_dropout).flatten(0, 1)
         loss: Tensor = F.cross_entropy(logits, targets.flatten())
         if taught is not None:
             loss = loss.lerp(F.cross_entropy(logits, taught.flatten(0, 1)), share)

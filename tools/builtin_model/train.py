@@ -40,7 +40,6 @@ from .optimizers import optimizers
 from .windows import Windows
 
 SAVE_SECONDS = 120.0
-AVERAGE = 0.995  # decay of the averaged weights per step
 
 
 class HeldOut:
@@ -181,7 +180,7 @@ class Run:
         """`model` is the network, `taught` what the teachers expect of ids; compiled or not."""
         options = self.options
         with torch.autocast("cpu", torch.bfloat16, enabled=options.bfloat16):
-            given: list[Any] = [ids, targets, options.dropout]
+            given: list[Any] = [ids, targets, options.dropout, options.word_dropout]
             if self.teachers:
                 with torch.no_grad():
                     given += [taught(ids), options.teacher_share]
@@ -211,7 +210,7 @@ class Run:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.steps += 1
-        weight = 1 - min(AVERAGE, self.steps / (self.steps + 10))
+        weight = 1 - min(self.options.average, self.steps / (self.steps + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()),
                                  list(self.model.parameters()), weight)  # fmt: skip
@@ -288,6 +287,8 @@ def main() -> None:
     parser.add_argument("--decay-from", type=float, default=0.3, help="share of the time")
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--word-dropout", type=float, default=0.0, help="of whole embeddings")
+    parser.add_argument("--average", type=float, default=0.995, help="decay per step of averages")
     parser.add_argument("--batch", type=int, default=8, help="windows per step")
     parser.add_argument("--teacher", type=Path, action="append", default=[],
                         help="exported model to learn from; may be given again")  # fmt: skip
