@@ -106,7 +106,11 @@ void product_panels(const Block& b, int begin, int end, const uint32_t* x, int64
                     int64_t row) {
   constexpr int kPanels = Steps<P>::kQuantized ? (R == 1 ? kDotPanelsOne : kDotPanels)
                                                : (R == 1 ? kTilePanelsOne : kTilePanels);
+  constexpr int kCached = P == kInt8 && R > 1 ? kDotPanelsCached : kPanels;
   int panel = begin;
+  for (; !b.streamed && panel + kCached <= end; panel += kCached) {
+    product_tile<P, R, kCached>(b, panel, x, x_row, row);
+  }
   for (; panel + kPanels <= end; panel += kPanels) {
     product_tile<P, R, kPanels>(b, panel, x, x_row, row);
   }

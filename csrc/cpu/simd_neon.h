@@ -23,6 +23,7 @@ constexpr int kTilePanels = 1;
 constexpr int kDotRows = 4;
 constexpr int kDotPanelsOne = 1;
 constexpr int kDotPanels = 1;
+constexpr int kDotPanelsCached = 1;
 constexpr int kAheadOne = 4096;
 constexpr bool kDotAhead = false;
 constexpr bool kDot16 = false;
