@@ -47,7 +47,7 @@ constexpr int64_t kSumStride = kLanes * gpt2f::kGroupPanels;
 
 // add_groups, asking for what this tile takes of the next step. A panel of int8 is more than the
 // processor has on order at once, so its lines are asked for one by one as the sums go on: together
-// they would keep the loads of this step waiting. Tiles of other rows share them.
+// they would keep the loads of this step waiting. Two tiles of rows share them.
 template <Precision P, int R, int N>
 [[gnu::always_inline]] inline void add_streamed(const Block& b, int panel, const uint32_t* x,
                                                 int64_t x_row, int64_t row, F (&acc)[R][N]) {
@@ -55,11 +55,12 @@ template <Precision P, int R, int N>
   const uint32_t* const step = b.w + b.panels * Steps<P>::kPanelWords;
   const uint8_t* const next = reinterpret_cast<const uint8_t*>(step) + panel * kBytes;
   if constexpr (P == kInt8 && kDotAhead && R > 1) {
-    if (b.tiles == 1) {
+    if (N <= kDotPanels && b.tiles == 1) {
       add_groups<P, R, N, N>(b.w, panel, b.panels, x, x_row, b.steps, acc, next);
     } else {
-      const uint8_t* const mine = next + (N > 1 && row > 0 ? kBytes : 0);
-      add_groups<P, R, N, 1>(b.w, panel, b.panels, x, x_row, b.steps, acc, mine);
+      constexpr int kMine = N > 1 ? N / 2 : 1;
+      const uint8_t* const mine = next + (N > 1 && row > 0 ? kMine * kBytes : 0);
+      add_groups<P, R, N, kMine>(b.w, panel, b.panels, x, x_row, b.steps, acc, mine);
     }
   } else {
     for (int64_t i = 0; i < N * kBytes; i += 64) __builtin_prefetch(next + i);
@@ -106,10 +107,11 @@ void product_panels(const Block& b, int begin, int end, const uint32_t* x, int64
                     int64_t row) {
   constexpr int kPanels = Steps<P>::kQuantized ? (R == 1 ? kDotPanelsOne : kDotPanels)
                                                : (R == 1 ? kTilePanelsOne : kTilePanels);
-  constexpr int kCached = P == kInt8 && R > 1 ? kDotPanelsCached : kPanels;
+  constexpr int kShared = P == kInt8 && R > 1 ? kDotPanelsShared : kPanels;
+  const bool shared = !b.streamed || b.tiles > 1;
   int panel = begin;
-  for (; !b.streamed && panel + kCached <= end; panel += kCached) {
-    product_tile<P, R, kCached>(b, panel, x, x_row, row);
+  for (; shared && panel + kShared <= end; panel += kShared) {
+    product_tile<P, R, kShared>(b, panel, x, x_row, row);
   }
   for (; panel + kPanels <= end; panel += kPanels) {
     product_tile<P, R, kPanels>(b, panel, x, x_row, row);

@@ -23,12 +23,12 @@ constexpr int kAheadOne = 4096;  // bytes that a product of one row asks for bef
 #if defined(__AVX512VNNI__)
 constexpr bool kDot16 = false;  // activations beside 8-bit weights are bytes, or 16 bits wide
 constexpr bool kDotAhead = true;  // dot_bytes asks for memory on its way
-// Panels of 8-bit weights that come from cache. The sums of the rows do not fit beside those of the
-// group then and wait on the stack: 38 instructions for 24 products instead of 23 for 12, and an
-// older processor issues four a cycle, of which two may be products.
-constexpr int kDotPanelsCached = 4;
+// Panels of 8-bit weights that several tiles of rows share. The sums of the rows do not fit beside
+// those of the group then and wait on the stack: 38 instructions for 24 products instead of 23 for
+// 12, and an older processor issues four a cycle, of which two may be products.
+constexpr int kDotPanelsShared = 4;
 #else
-constexpr int kDotPanelsCached = kDotPanels;
+constexpr int kDotPanelsShared = kDotPanels;
 constexpr bool kDot16 = true;
 constexpr bool kDotAhead = false;
 #endif
