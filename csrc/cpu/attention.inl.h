@@ -33,14 +33,11 @@ void attention_weights(const Pages& pages, const gpt2f::CacheLayout& cache, cons
                          top);
   }
   for (int r = 0; r < R; ++r) {
-    float each[16];
-    lanes(top[r], each);
-    float highest = each[0];
-    for (int i = 1; i < 16; ++i) highest = each[i] > highest ? each[i] : highest;
+    const F highest = fset(fmost(top[r]));
     F sum = fset(0.0f);
     float* const row = scores + r * score_row;
     for (int64_t j = 0; j < page_count; ++j) {
-      const F p = fexp(fsub(fload(row + j * 16), fset(highest)));
+      const F p = fexp(fsub(fload(row + j * 16), highest));
       sum = fadd(sum, store_weights<C>(reinterpret_cast<uint32_t*>(row), j, p, cache, pages));
     }
     sums[r] = fsum(sum);

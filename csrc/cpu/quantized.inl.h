@@ -59,13 +59,7 @@ struct Magnitude {
     top = fmax(as_f(uand(as_u(x), uset(0x7FFFFFFFu))), top);
     spoilt = fadd(spoilt, fsub(x, x));
   }
-  float most() const {
-    float each[16];
-    lanes(top, each);
-    float most = each[0];
-    for (int i = 1; i < 16; ++i) most = each[i] > most ? each[i] : most;
-    return most;
-  }
+  float most() const { return fmost(top); }
   bool finite() const { return fsum(spoilt) == 0.0f; }
 };
 

@@ -205,6 +205,10 @@ inline float fsum(F a) {
   const float32x2_t x2 = vadd_f32(vget_low_f32(x4), vget_high_f32(x4));
   return vget_lane_f32(x2, 0) + vget_lane_f32(x2, 1);
 }
+
+inline float fmost(F a) {
+  return vmaxvq_f32(vmaxq_f32(vmaxq_f32(a.v[0], a.v[2]), vmaxq_f32(a.v[1], a.v[3])));
+}
 #undef GPT2F_EACH
 
 }  // namespace

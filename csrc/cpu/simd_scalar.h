@@ -170,6 +170,12 @@ inline float fsum(F a) {
   }
   return a.v[0];
 }
+
+inline float fmost(F a) {
+  float most = a.v[0];
+  for (int i = 1; i < 16; ++i) most = a.v[i] > most ? a.v[i] : most;
+  return most;
+}
 #undef GPT2F_EACH
 
 }  // namespace
