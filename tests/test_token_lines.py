@@ -59,6 +59,8 @@ def test_the_wheels_file() -> None:
         b"YW*= 1",
         b"YWI-YWI= 1",
         b"YQ\xc3\xa9= 1",
+        b"\xff 1",
+        b"A" * 79 + "é 1".encode(),
     ],
 )
 def test_a_malformed_line_is_named(line: bytes) -> None:

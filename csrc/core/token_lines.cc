@@ -45,6 +45,15 @@ char* decode_base64(std::string_view coded, char* to) {
   return wrong >= kNoDigit ? nullptr : to - padding;
 }
 
+// The beginning of a line for a message, which must be text.
+std::string shown(std::string_view line) {
+  std::string text(line.substr(0, 80));
+  for (char& c : text) {
+    if (c < ' ' || c > '~') c = '?';
+  }
+  return text;
+}
+
 }  // namespace
 
 TokenLines read_token_lines(std::string_view text) {
@@ -64,7 +73,7 @@ TokenLines read_token_lines(std::string_view text) {
       good = to != nullptr && error == std::errc() && stop == last && found == rank;
     }
     check(good, ErrorKind::kParameter, "line ", rank + 1, ": wanted base64, a space and ", rank,
-          ", got '", line.substr(0, 80), "'");
+          ", got '", good ? std::string() : shown(line), "'");
     lines.ends.push_back(static_cast<size_t>(to - lines.bytes.data()));
     text.remove_prefix(end + 1);
   }

@@ -226,8 +226,6 @@ def as_endless(path: Path) -> None:
 @pytest.mark.parametrize("make", [Path.mkdir, as_fifo, as_loop, as_endless])
 @pytest.mark.parametrize("name", [INDEX, DATA, "hparams.json", "checkpoint"])
 def test_not_a_file(folder: Path, name: str, make: Callable[[Path], None]) -> None:
-    if not hasattr(os, "mkfifo"):
-        pytest.skip("needs FIFOs")
     (folder / name).unlink()
     make(folder / name)
     refused(lambda: load(folder), f"{name}: ")
@@ -237,7 +235,7 @@ def test_not_a_file(folder: Path, name: str, make: Callable[[Path], None]) -> No
 def test_a_terabyte_of_nothing(folder: Path, name: str) -> None:
     try:
         os.truncate(folder / name, 1 << 40)
-    except OSError as error:
+    except OSError as error:  # some file systems end files at 4 GB: no such input can be made
         pytest.skip(f"no sparse files here: {error}")
     refused(lambda: load(folder), f"{name}: wanted at most")
 

@@ -66,6 +66,8 @@ def tensorflow() -> str:
     """A Python that has TensorFlow."""
     if importlib.util.find_spec("tensorflow") is not None:
         return sys.executable
+    # Half a gigabyte, and not for every Python that this package runs on: no extra asks for it. The
+    # same layout from bundle_writer.py is read in every run.
     python = os.environ.get("GPT2_FAST_TF_PYTHON")
     if not python:
         pytest.skip("no TensorFlow here, and GPT2_FAST_TF_PYTHON names no Python that has it")

@@ -219,6 +219,7 @@ def test_a_warning_stops_the_compiler(tmp_path: Path) -> None:
 
 def test_occupancy_is_what_nvidia_computes(tmp_path: Path) -> None:
     nvcc = gates.find_tool("nvcc")
+    # CUDA is optional, and so are its tools; .ci/run installs them and runs this.
     if nvcc is None:
         pytest.skip("no nvcc, and so no cuda_occupancy.h")
     root = re.search(r"TOP=(\S+)", gates.run(nvcc, "-v", "__root", may_fail=True))

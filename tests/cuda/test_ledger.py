@@ -68,6 +68,7 @@ def test_the_minimum_of_124m() -> None:
 @pytest.fixture
 def counting(simt: Any) -> Iterator[Any]:
     """simt, with nothing counted yet."""
+    # Counting goes through every load and store, which only that build sees; .ci/run runs it.
     if not simt.has_race_checker:
         pytest.skip("only the build with the race checker (build/simt/race) counts traffic")
     simt.track_nothing()

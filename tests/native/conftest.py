@@ -33,6 +33,7 @@ def build_folder() -> Path:
     if not releases:
         if chosen:
             pytest.fail(f"GPT2_FAST_BUILD_DIR={chosen} is no release build of {ROOT}")
+        # Objects and commands of a build are looked at, which an installed wheel has not.
         pytest.skip("no release build in build/: pip install -e . makes one")
     return max(releases, key=lambda folder: (folder / "CMakeCache.txt").stat().st_mtime)
 

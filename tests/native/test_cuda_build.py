@@ -75,6 +75,7 @@ def test_the_module_needs_no_cuda_library() -> None:
 @needs_cuda_build
 def test_the_module_holds_no_path_of_the_build_machine() -> None:
     if _C.build_info()["build_type"] != "Release":
+        # which holds paths, for debuggers to find the source by
         pytest.skip("a build with debug information")
     module = Path(_C.__file__).read_bytes()
     for path in (str(ROOT), sys.prefix, "site-packages", "pip-build-env", "tmpxft"):
@@ -133,6 +134,7 @@ def test_the_module_holds_every_architecture_it_names() -> None:
 def ptx_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A build for tools that read or run PTX; its host code is not optimised, to take less time."""
     nvcc, cmake = gates.find_tool("nvcc"), gates.find_tool("cmake")
+    # CUDA is optional, and so are its tools; .ci/run installs them and runs this.
     if nvcc is None or cmake is None or gates.find_tool("ninja") is None:
         pytest.skip("needs nvcc, cmake and ninja")
     folder = tmp_path_factory.mktemp("ptx")

@@ -22,6 +22,7 @@ CORE = {"numpy", "tiktoken", "huggingface_hub", "rich"}
 @pytest.fixture(scope="module")
 def wheel() -> zipfile.ZipFile:
     path = os.environ.get("GPT2_FAST_WHEEL")
+    # Building one takes over a minute, and tests do not install what they test.
     if not path:
         pytest.skip("GPT2_FAST_WHEEL names no wheel; .ci/run builds one")
     return zipfile.ZipFile(path)

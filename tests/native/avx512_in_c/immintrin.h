@@ -235,6 +235,16 @@ inline __m256 _mm256_add_ps(__m256 a, __m256 b) { EACH(__m256, f, 8, a.f[i] + b.
 inline __m128 _mm256_castps256_ps128(__m256 a) { EACH(__m128, f, 4, a.f[i]); }
 inline __m128 _mm256_extractf128_ps(__m256 a, int half) { EACH(__m128, f, 4, a.f[4 * half + i]); }
 inline __m128 _mm_add_ps(__m128 a, __m128 b) { EACH(__m128, f, 4, a.f[i] + b.f[i]); }
+inline __m256 _mm256_max_ps(__m256 a, __m256 b) {
+  EACH(__m256, f, 8, a.f[i] > b.f[i] ? a.f[i] : b.f[i]);
+}
+inline __m128 _mm_max_ps(__m128 a, __m128 b) {
+  EACH(__m128, f, 4, a.f[i] > b.f[i] ? a.f[i] : b.f[i]);
+}
+inline __m128 _mm_max_ss(__m128 a, __m128 b) {
+  a.f[0] = a.f[0] > b.f[0] ? a.f[0] : b.f[0];
+  return a;
+}
 inline __m128 _mm_add_ss(__m128 a, __m128 b) {
   EACH(__m128, f, 4, i == 0 ? a.f[0] + b.f[0] : a.f[i]);
 }
