@@ -108,10 +108,12 @@ void product_panels(const Block& b, int begin, int end, const uint32_t* x, int64
   constexpr int kPanels = Steps<P>::kQuantized ? (R == 1 ? kDotPanelsOne : kDotPanels)
                                                : (R == 1 ? kTilePanelsOne : kTilePanels);
   constexpr int kShared = P == kInt8 && R > 1 ? kDotPanelsShared : kPanels;
-  const bool shared = !b.streamed || b.tiles > 1;
   int panel = begin;
-  for (; shared && panel + kShared <= end; panel += kShared) {
-    product_tile<P, R, kShared>(b, panel, x, x_row, row);
+  if constexpr (kShared != kPanels) {
+    const bool shared = !b.streamed || b.tiles > 1;
+    for (; shared && panel + kShared <= end; panel += kShared) {
+      product_tile<P, R, kShared>(b, panel, x, x_row, row);
+    }
   }
   for (; panel + kPanels <= end; panel += kPanels) {
     product_tile<P, R, kPanels>(b, panel, x, x_row, row);
