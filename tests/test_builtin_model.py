@@ -175,13 +175,42 @@ def test_exports_are_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert torch.allclose(value.float(), expected.float(), rtol=1e-3, atol=1e-6), name
     with pytest.raises(ValueError, match=r"from 0 to 1, got 1\.5"):
         run("1.5")
-    named = {
-        network.published_name(n): v
-        for n, v in network.GPT2(network.Shape(50, 9, 1, 16, 2)).named_parameters()
-    }
-    export.write_model(tmp_path / "other", named, BUILTIN, heads=2)
+
+    def other_has(shape: network.Shape) -> None:
+        named = {network.published_name(n): v for n, v in network.GPT2(shape).named_parameters()}
+        export.write_model(tmp_path / "other", named, BUILTIN, heads=2)
+
+    other_has(network.Shape(50, 9, 1, 16, 2))
     with pytest.raises(ValueError, match=r"different shapes.*wpe\.weight"):
         run("0.25")
+    other_has(network.Shape(50, 8, 2, 16, 2))
+    with pytest.raises(ValueError, match="a model of 2 layers cannot have 1"):
+        run("0.25")
+
+
+def test_an_export_is_mixed_with_one_of_fewer_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    for name, layers in (("one", 3), ("other", 2)):
+        model = network.GPT2(network.Shape(50, 8, layers, 16, 2))
+        named = {network.published_name(n): value for n, value in model.named_parameters()}
+        export.write_model(tmp_path / name, named, BUILTIN, heads=2)
+    words = [tmp_path / "one", tmp_path / "out", "--mix", tmp_path / "other", 0.25]
+    monkeypatch.setattr("sys.argv", ["export", *map(str, words)])
+
+    export.main()
+
+    found, one, other = (export.read_weights(tmp_path / n) for n in ("out", "one", "other"))
+    assert found.keys() == one.keys()
+    for layer, source in enumerate((0, 0, 1)):
+        for name in ("attn.c_attn.weight", "mlp.c_proj.weight"):
+            given = one[f"h.{layer}.{name}"].float()
+            added = other[f"h.{source}.{name}"].float()
+            if layer == 1 and name == "mlp.c_proj.weight":  # a repeated layer changes nothing
+                added = torch.zeros_like(added)
+            wanted = 0.75 * given + 0.25 * added
+            assert torch.allclose(found[f"h.{layer}.{name}"].float(), wanted, rtol=1e-3, atol=1e-5)
 
 
 def test_weights_that_do_not_fit_are_refused(

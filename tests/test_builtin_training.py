@@ -156,10 +156,36 @@ def test_a_start_with_fewer_positions_is_continued_with_late_ones(tmp_path: Path
     assert torch.equal(found.wte, model.wte.half().float())
     with pytest.raises(ValueError, match="8 positions, wanted at most 6"):
         network.load_model(network.GPT2(network.Shape(50, 6, 1, 16, 2)), tmp_path)
-    with pytest.raises(ValueError, match=r"wanted h\.1\.\S+ \(16, 48\), found nothing"):
-        network.load_model(network.GPT2(network.Shape(50, 8, 2, 16, 2)), tmp_path)
     with pytest.raises(ValueError, match=r"wanted wte.weight \(60, 16\), found \(50, 16\)"):
         network.load_model(network.GPT2(network.Shape(60, 8, 1, 16, 2)), tmp_path)
+
+
+def test_a_start_with_fewer_layers_says_the_same_and_learns_in_all(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = network.GPT2(network.Shape(50, 8, 4, 16, 2))
+    with torch.no_grad():
+        for parameter in model.parameters():  # the biases too
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    weights = {network.published_name(name): value for name, value in model.named_parameters()}
+    export.write_model(tmp_path, weights, BUILTIN, heads=2)
+    ids = torch.randint(50, (3, 9))
+    expected = network.read_model(tmp_path).logits(ids[:, :-1])
+    deep = network.GPT2(network.Shape(50, 8, 6, 16, 2))
+
+    network.load_model(deep, tmp_path)
+
+    assert torch.equal(deep.logits(ids[:, :-1]), expected)
+    sources = {0: 0, 2: 1, 3: 2, 5: 3}  # 1 and 4 repeat 0 and 2
+    for layer, source in sources.items():
+        assert torch.equal(deep.h[layer].mlp_proj, model.h[source].mlp_proj.half().float())
+    for layer in (1, 4):
+        assert torch.equal(deep.h[layer].c_attn, deep.h[layer - 1].c_attn)
+    deep(ids[:, :-1], ids[:, 1:]).backward()
+    for layer, block in enumerate(deep.h):
+        assert block.attn_proj.grad.abs().min() > 0, layer
+        assert block.mlp_proj.grad.abs().min() > 0, layer
+    with pytest.raises(ValueError, match="a model of 4 layers cannot have 3"):
+        network.load_model(network.GPT2(network.Shape(50, 8, 3, 16, 2)), tmp_path)
 
 
 def test_a_step_during_which_the_process_stood_still_counts_as_a_few(

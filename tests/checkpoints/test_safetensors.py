@@ -201,17 +201,10 @@ def test_only_regular_files_are_read(make, match: str, tmp_path: Path) -> None:
     refused(lambda: SafetensorsFile(path), match, memory=100_000)
 
 
-def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+def test_a_file_that_nobody_can_open(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    path.write_bytes(raw_safetensors(one(), GOOD))
-    path.chmod(0)
-    user = os.geteuid()
-    if user == 0:  # reads everything, so somebody else must try
-        os.seteuid(65534)
-    try:
-        refused(lambda: SafetensorsFile(path), "cannot be opened: .*Permission denied")
-    finally:
-        os.seteuid(user)
+    path.symlink_to(path)
+    refused(lambda: SafetensorsFile(path), "cannot be opened: .*Too many levels of symbolic links")
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "nul\0inside"])

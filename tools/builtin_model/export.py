@@ -82,6 +82,28 @@ def mixed(
     }
 
 
+def deepened(weights: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """A model of more layers that gives the same logits.
+
+    Layers are repeated evenly. A repeated one's projections into the residual stream are zero, so
+    it changes nothing until it is trained (Wu et al. 2024, arXiv:2401.02415, section 3.2).
+    """
+    known = len({name.split(".")[1] for name in weights if name.startswith("h.")})
+    if known > layers:
+        raise ValueError(f"a model of {known} layers cannot have {layers}")
+    deep = {name: value for name, value in weights.items() if not name.startswith("h.")}
+    for layer in range(layers):
+        source = layer * known // layers
+        new = layer > 0 and source == (layer - 1) * known // layers
+        prefix = f"h.{source}."
+        for name, value in weights.items():
+            if name.startswith(prefix):
+                last = name.removeprefix(prefix)
+                nothing = new and ".c_proj." in f".{last}"
+                deep[f"h.{layer}.{last}"] = torch.zeros_like(value) if nothing else value
+    return deep
+
+
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """Weights under their names without the prefix `transformer`."""
     held = load_file(folder / "model.safetensors")
@@ -98,7 +120,9 @@ def main() -> None:
     arguments = parser.parse_args()
     weights = read_weights(arguments.source)
     if arguments.mix:
-        weights = mixed(weights, read_weights(Path(arguments.mix[0])), float(arguments.mix[1]))
+        layers = len({name.split(".")[1] for name in weights if name.startswith("h.")})
+        others = deepened(read_weights(Path(arguments.mix[0])), layers)
+        weights = mixed(weights, others, float(arguments.mix[1]))
     size = sum(value.to(torch.float16).nbytes for value in weights.values())
     if size > LIMIT:
         raise ValueError(f"the weights take {size:,} bytes, more than {LIMIT:,}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .export import read_weights
+from .export import deepened, read_weights
 
 
 @dataclass(frozen=True)
@@ -136,12 +136,13 @@ def published_name(name: str) -> str:
 
 
 def load_model(model: GPT2, folder: Path) -> None:
-    """Start from the weights of an exported model of the same shape, or with fewer positions.
+    """Start from the weights of an exported model of the same shape, or smaller.
 
-    Positions that it lacks begin as copies of the later half of those it has: a late position
-    means "far from the beginning", which an early one does not.
+    Layers that it lacks begin as ones that change nothing (`export.deepened`). Positions that it
+    lacks begin as copies of the later half of those it has: a late position means "far from the
+    beginning", which an early one does not.
     """
-    held = read_weights(folder)
+    held = deepened(read_weights(folder), len(model.h))
     known, wanted = len(held["wpe.weight"]), len(model.wpe)
     if known > wanted:
         raise ValueError(f"{folder} has {known} positions, wanted at most {wanted}")
