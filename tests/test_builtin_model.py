@@ -153,13 +153,17 @@ def test_the_draft_is_a_quarter_with_the_same_tokenizer() -> None:
         assert -whole.score(ids).total < -small.score(ids).total < 0.7 * random
 
 
+def write_random(folder: Path, shape: network.Shape) -> None:
+    parameters = network.GPT2(shape).named_parameters()
+    named = {network.published_name(name): value for name, value in parameters}
+    export.write_model(folder, named, BUILTIN, heads=shape.heads)
+
+
 def test_exports_are_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     shape = network.Shape(50, 8, 1, 16, 2)
-    models = {"one": network.GPT2(shape), "other": network.GPT2(shape)}
-    for name, model in models.items():
-        named = {network.published_name(n): value for n, value in model.named_parameters()}
-        export.write_model(tmp_path / name, named, BUILTIN, heads=2)
+    for name in ("one", "other"):
+        write_random(tmp_path / name, shape)
 
     def run(share: str) -> None:
         words = [str(tmp_path / "one"), str(tmp_path / "out"), "--mix", str(tmp_path / "other")]
@@ -168,22 +172,17 @@ def test_exports_are_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     run("0.25")
     found = export.read_weights(tmp_path / "out")
-    one, other = (export.read_weights(tmp_path / name) for name in models)
+    one, other = (export.read_weights(tmp_path / name) for name in ("one", "other"))
     assert found.keys() == one.keys()
     for name, value in found.items():
         expected = (0.75 * one[name].double() + 0.25 * other[name].double()).half()
         assert torch.allclose(value.float(), expected.float(), rtol=1e-3, atol=1e-6), name
     with pytest.raises(ValueError, match=r"from 0 to 1, got 1\.5"):
         run("1.5")
-
-    def other_has(shape: network.Shape) -> None:
-        named = {network.published_name(n): v for n, v in network.GPT2(shape).named_parameters()}
-        export.write_model(tmp_path / "other", named, BUILTIN, heads=2)
-
-    other_has(network.Shape(50, 9, 1, 16, 2))
+    write_random(tmp_path / "other", network.Shape(50, 9, 1, 16, 2))
     with pytest.raises(ValueError, match=r"different shapes.*wpe\.weight"):
         run("0.25")
-    other_has(network.Shape(50, 8, 2, 16, 2))
+    write_random(tmp_path / "other", network.Shape(50, 8, 2, 16, 2))
     with pytest.raises(ValueError, match="a model of 2 layers cannot have 1"):
         run("0.25")
 
@@ -193,9 +192,7 @@ def test_an_export_is_mixed_with_one_of_fewer_layers(
 ) -> None:
     torch.manual_seed(0)
     for name, layers in (("one", 3), ("other", 2)):
-        model = network.GPT2(network.Shape(50, 8, layers, 16, 2))
-        named = {network.published_name(n): value for n, value in model.named_parameters()}
-        export.write_model(tmp_path / name, named, BUILTIN, heads=2)
+        write_random(tmp_path / name, network.Shape(50, 8, layers, 16, 2))
     words = [tmp_path / "one", tmp_path / "out", "--mix", tmp_path / "other", 0.25]
     monkeypatch.setattr("sys.argv", ["export", *map(str, words)])
 

@@ -158,6 +158,10 @@ def test_a_start_with_fewer_positions_is_continued_with_late_ones(tmp_path: Path
         network.load_model(network.GPT2(network.Shape(50, 6, 1, 16, 2)), tmp_path)
     with pytest.raises(ValueError, match=r"wanted wte.weight \(60, 16\), found \(50, 16\)"):
         network.load_model(network.GPT2(network.Shape(60, 8, 1, 16, 2)), tmp_path)
+    del weights["ln_f.bias"]
+    export.write_model(tmp_path, weights, BUILTIN, heads=2)
+    with pytest.raises(ValueError, match=r"wanted ln_f\.bias \(16,\), found nothing"):
+        network.load_model(network.GPT2(short), tmp_path)
 
 
 def test_a_start_with_fewer_layers_says_the_same_and_learns_in_all(tmp_path: Path) -> None:

@@ -74,8 +74,8 @@ def test_the_module_needs_no_cuda_library() -> None:
 
 @needs_cuda_build
 def test_the_module_holds_no_path_of_the_build_machine() -> None:
+    # Debug information holds paths, for debuggers to find the source by; .ci/run builds Release.
     if _C.build_info()["build_type"] != "Release":
-        # which holds paths, for debuggers to find the source by
         pytest.skip("a build with debug information")
     module = Path(_C.__file__).read_bytes()
     for path in (str(ROOT), sys.prefix, "site-packages", "pip-build-env", "tmpxft"):

@@ -73,6 +73,7 @@ def test_the_core_needs_nothing_heavy() -> None:
     try:
         requirements = importlib.metadata.requires("gpt2_fast") or []
     except importlib.metadata.PackageNotFoundError:
+        # What it needs is in the metadata, which a source folder lacks; .ci/run installs it.
         pytest.skip("gpt2_fast is on the path but not installed")
     plain = {
         re.split(r"[^\w-]", r)[0].replace("-", "_") for r in requirements if "extra ==" not in r

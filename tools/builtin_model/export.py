@@ -49,7 +49,7 @@ def write_model(
         "n_positions": weights["wpe.weight"].shape[0],
         "n_ctx": weights["wpe.weight"].shape[0],
         "n_embd": C,
-        "n_layer": len({name.split(".")[1] for name in weights if name.startswith("h.")}),
+        "n_layer": layer_count(weights),
         "n_head": heads,
         "n_inner": None,
         "activation_function": "gelu_new",
@@ -65,6 +65,10 @@ def write_model(
     for name in ("vocab.json", "merges.txt"):
         if (vocabulary / name).resolve() != (folder / name).resolve():
             shutil.copyfile(vocabulary / name, folder / name)
+
+
+def layer_count(weights: Mapping[str, Tensor]) -> int:
+    return len({name.split(".")[1] for name in weights if name.startswith("h.")})
 
 
 def mixed(
@@ -88,7 +92,7 @@ def deepened(weights: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
     Layers are repeated evenly. A repeated one's projections into the residual stream are zero, so
     it changes nothing until it is trained (Wu et al. 2024, arXiv:2401.02415, section 3.2).
     """
-    known = len({name.split(".")[1] for name in weights if name.startswith("h.")})
+    known = layer_count(weights)
     if known > layers:
         raise ValueError(f"a model of {known} layers cannot have {layers}")
     deep = {name: value for name, value in weights.items() if not name.startswith("h.")}
@@ -99,7 +103,7 @@ def deepened(weights: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
         for name, value in weights.items():
             if name.startswith(prefix):
                 last = name.removeprefix(prefix)
-                nothing = new and ".c_proj." in f".{last}"
+                nothing = new and ".c_proj." in last
                 deep[f"h.{layer}.{last}"] = torch.zeros_like(value) if nothing else value
     return deep
 
@@ -120,8 +124,7 @@ def main() -> None:
     arguments = parser.parse_args()
     weights = read_weights(arguments.source)
     if arguments.mix:
-        layers = len({name.split(".")[1] for name in weights if name.startswith("h.")})
-        others = deepened(read_weights(Path(arguments.mix[0])), layers)
+        others = deepened(read_weights(Path(arguments.mix[0])), layer_count(weights))
         weights = mixed(weights, others, float(arguments.mix[1]))
     size = sum(value.to(torch.float16).nbytes for value in weights.values())
     if size > LIMIT:
