@@ -38,12 +38,22 @@ def test_orthogonal_updates_have_like_singular_values() -> None:
     assert values.max() < 1.3
 
 
-def test_muon_is_momentum_made_orthogonal() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_muon_is_momentum_made_orthogonal(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
+    orthogonal, multiplied = optimizers.orthogonal, set()
+
+    def watched(update: torch.Tensor) -> torch.Tensor:
+        multiplied.add(update.dtype)
+        return orthogonal(update)
+
+    monkeypatch.setattr(optimizers, "orthogonal", watched)
     groups = [[torch.nn.Parameter(torch.randn(*shape)) for _ in range(2)]
               for shape in ((12, 30), (30, 12), (9, 9))]  # fmt: skip
     parameters = [parameter for group in groups for parameter in group]
-    muon = optimizers.Muon(groups, 0.3)
+    muon = optimizers.Muon(groups, 0.3, dtype)
     for group in muon.param_groups:
         group["lr"] = 0.01
     wanted = [p.detach().clone() for p in parameters]
@@ -57,11 +67,14 @@ def test_muon_is_momentum_made_orthogonal() -> None:
             momenta[n] = 0.95 * momenta[n] + 0.05 * gradient
             update = 0.05 * gradient + 0.95 * momenta[n]
             tall = update.shape[0] > update.shape[1]
-            update = optimizers.orthogonal((update.T if tall else update)[None])[0]
+            update = (update.T if tall else update)[None].to(dtype)
+            update = orthogonal(update)[0].float()
             wanted[n] *= 1 - 0.01 * 0.3
             wanted[n] -= 0.2 * max(update.shape) ** 0.5 * 0.01 * (update.T if tall else update)
+    assert multiplied == {dtype}
+    tolerance = 2e-5 if dtype == torch.float32 else 2e-4
     for parameter, expected in zip(parameters, wanted, strict=True):
-        assert torch.allclose(parameter, expected, rtol=0, atol=2e-5)
+        assert torch.allclose(parameter, expected, rtol=0, atol=tolerance)
 
 
 def options(folder: Path, **changed: Any) -> Namespace:
@@ -249,6 +262,18 @@ def test_a_kind_of_text_that_is_missing_is_named(folder: Path, name: str) -> Non
     kinds = dict(zip(["emma", "poe", "bible"], windows.SHARES, strict=True))
     with pytest.raises(ValueError, match=f"{kinds[name]}: 0 tokens, wanted over 513"):
         train.Run(options(folder))
+
+
+@pytest.mark.parametrize("length", [1, 127, 128, 129, 300])
+def test_attention_in_blocks_is_causal_attention(length: int) -> None:
+    torch.manual_seed(length)
+    given = [torch.randn(2, 3, length, 16, dtype=torch.float64, requires_grad=True) for _ in "qkv"]
+    slope = torch.randn(2, 3, length, 16, dtype=torch.float64)
+    found = network.attention(*given)
+    wanted = torch.nn.functional.scaled_dot_product_attention(*given, is_causal=True)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(torch.autograd.grad(found, given, slope),
+                               torch.autograd.grad(wanted, given, slope))  # fmt: skip
 
 
 def test_dropped_keeps_the_mean() -> None:

@@ -29,10 +29,14 @@ def orthogonal(update: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum made orthogonal; the root mean square of an update is 0.2 x the rate."""
+    """Nesterov momentum made orthogonal; the root mean square of an update is 0.2 x the rate.
 
-    def __init__(self, groups: list[list[nn.Parameter]], decay: float) -> None:
+    `dtype` is what the matrices are multiplied in; bfloat16 will do (Jordan et al. 2024).
+    """
+
+    def __init__(self, groups: list[list[nn.Parameter]], decay: float, dtype: torch.dtype) -> None:
         super().__init__([{"params": group} for group in groups], {"lr": 0.0, "decay": decay})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
@@ -46,16 +50,17 @@ class Muon(torch.optim.Optimizer):
             momenta = [self.state[parameter]["momentum"] for parameter in parameters]
             torch._foreach_lerp_(momenta, gradients, 0.05)
             stack = torch.stack(torch._foreach_lerp(gradients, momenta, 0.95))  # noqa: SLF001
+            stack = stack.to(self.dtype)
             tall = stack.shape[1] > stack.shape[2]
             stack = orthogonal(stack.mT if tall else stack)
             scale = 0.2 * math.sqrt(max(stack.shape[1:])) * group["lr"]
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["decay"])
-            updates = list((stack.mT if tall else stack).unbind())
+            updates = list((stack.mT if tall else stack).float().unbind())
             torch._foreach_add_(parameters, updates, alpha=-scale)
 
 
-def optimizers(model: GPT2, decay: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for the rest."""
+def optimizers(model: GPT2, decay: float, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
+    """Muon, which multiplies in `dtype`, for the matrices of the blocks, AdamW for the rest."""
     matrices: dict[tuple[int, ...], list[nn.Parameter]] = {}
     vectors: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
@@ -67,4 +72,7 @@ def optimizers(model: GPT2, decay: float) -> list[torch.optim.Optimizer]:
         {"params": vectors, "weight_decay": 0.0},
         {"params": [model.wte, model.wpe], "weight_decay": decay},
     ]
-    return [Muon(list(matrices.values()), decay), torch.optim.AdamW(tables, betas=(0.9, 0.95))]
+    return [
+        Muon(list(matrices.values()), decay, dtype),
+        torch.optim.AdamW(tables, betas=(0.9, 0.95)),
+    ]

@@ -102,7 +102,8 @@ class Run:
             load_model(self.model, arguments.start)
         self.average = copy.deepcopy(self.model)
         self.teachers = [self.read_teacher(folder, shape) for folder in arguments.teacher]
-        self.optimizers = optimizers(self.model, arguments.weight_decay)
+        dtype = torch.bfloat16 if arguments.bfloat16 else torch.float32
+        self.optimizers = optimizers(self.model, arguments.weight_decay, dtype)
         self.windows = Windows(arguments.texts, tokenizer, shape.positions, arguments.seed)
         self.held_out = HeldOut(arguments.texts, tokenizer, shape.positions)
         self.steps = 0
