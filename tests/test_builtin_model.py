@@ -175,8 +175,9 @@ def test_exports_are_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     one, other = (export.read_weights(tmp_path / name) for name in ("one", "other"))
     assert found.keys() == one.keys()
     for name, value in found.items():
-        expected = (0.75 * one[name].double() + 0.25 * other[name].double()).half()
-        assert torch.allclose(value.float(), expected.float(), rtol=1e-3, atol=1e-6), name
+        expected = 0.75 * one[name].float() + 0.25 * other[name].float()
+        # The nearest of eight bits, and of fp16's numbers near zero.
+        assert torch.equal(value, expected.bfloat16().half()), name
     with pytest.raises(ValueError, match=r"from 0 to 1, got 1\.5"):
         run("1.5")
     write_random(tmp_path / "other", network.Shape(50, 9, 1, 16, 2))
@@ -207,7 +208,7 @@ def test_an_export_is_mixed_with_one_of_fewer_layers(
             if layer == 1 and name == "mlp.c_proj.weight":  # a repeated layer changes nothing
                 added = torch.zeros_like(added)
             wanted = 0.75 * given + 0.25 * added
-            assert torch.allclose(found[f"h.{layer}.{name}"].float(), wanted, rtol=1e-3, atol=1e-5)
+            assert torch.allclose(found[f"h.{layer}.{name}"].float(), wanted, rtol=4e-3, atol=1e-6)
 
 
 def test_weights_that_do_not_fit_are_refused(

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import zipfile
+import zlib
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 IMPORT_SECONDS = 0.25
+WHEEL_BYTES = 15_000_000
 CORE = {"numpy", "tiktoken", "huggingface_hub", "rich"}
 
 
@@ -62,6 +64,16 @@ def test_the_module_holds_no_path_of_the_build_machine(wheel: zipfile.ZipFile) -
     module = wheel.read(name)
     for path in (str(ROOT), sys.prefix, str(Path.home()), "pip-build-env", "site-packages"):
         assert path.encode() not in module, path
+
+
+def test_the_wheel_is_small_with_the_kernels_installed_here_too(wheel: zipfile.ZipFile) -> None:
+    """CI's wheel has none for GPUs; what is installed beside it does."""
+    own = next(entry for entry in wheel.infolist() if entry.filename.endswith(".so"))
+    (installed,) = (ROOT / "gpt2_fast").glob("_C.*.so")
+    size = Path(wheel.filename or "").stat().st_size
+    with_installed = size - own.compress_size + len(zlib.compress(installed.read_bytes()))
+    sys.stdout.write(f"wheel {size / 1e6:.1f} MB, with this module {with_installed / 1e6:.1f}\n")
+    assert max(size, with_installed) < WHEEL_BYTES
 
 
 def test_the_vocabulary_is_the_one_the_notice_names() -> None:

@@ -2,7 +2,9 @@
 
     python -m tools.builtin_model.export RUN/best gpt2_fast/data/builtin --card MODEL_CARD.md
 
-The folder has Hugging Face's layout, so `transformers` reads it as well as `gpt2_fast` does.
+The folder has Hugging Face's layout, so `transformers` reads it as well as `gpt2_fast` does. Its
+weights are rounded to the eight significant bits of bfloat16, which measures no worse: the zeros
+behind them make the wheel smaller by a seventh of the model (deflate leaves 77 % instead of 92 %).
 
 `--mix FOLDER SHARE` adds weights of an earlier export to it, element by element: what one long run
 began from and what it came to often make a better model together (Wortsman et al. 2022,
@@ -126,7 +128,8 @@ def main() -> None:
     if arguments.mix:
         others = deepened(read_weights(Path(arguments.mix[0])), layer_count(weights))
         weights = mixed(weights, others, float(arguments.mix[1]))
-    size = sum(value.to(torch.float16).nbytes for value in weights.values())
+    weights = {name: value.to(torch.bfloat16) for name, value in weights.items()}
+    size = sum(value.nbytes for value in weights.values())
     if size > LIMIT:
         raise ValueError(f"the weights take {size:,} bytes, more than {LIMIT:,}")
     heads = json.loads((arguments.source / "config.json").read_text("utf-8"))["n_head"]
