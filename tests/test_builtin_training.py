@@ -83,7 +83,7 @@ def options(folder: Path, **changed: Any) -> Namespace:
         "run": folder / "run",
         "start": BUILTIN,
         "vocabulary": BUILTIN,
-        "layers": 6,
+        "layers": network.Shape.layers,
         "width": 192,
         "heads": 6,
         "minutes": 1.0,

@@ -37,7 +37,7 @@ def test_generate_writes_the_prompt_and_what_the_model_says(
 
     out, err = capsys.readouterr()
     assert out == PROMPT + text + "\n"
-    assert err.startswith("model builtin (3.6 million parameters")
+    assert err.startswith("model builtin (4.9 million parameters")
     assert err.count("\n") == 1
 
 
@@ -307,7 +307,7 @@ def test_info_describes_build_and_model(
     assert facts["memory_available"] > 0
     described = facts["model"]
     config = GPT2Config(**described["config"])
-    assert described["parameters"] == config.parameters == 3_554_304
+    assert described["parameters"] == config.parameters == 4_888_896
     for precision, sizes in described["plan"].items():
         assert sizes["total"] == gpt2_fast.plan(config, precision=precision, max_batch=1).total
     assert described["licence"] == "mit"
@@ -316,7 +316,7 @@ def test_info_describes_build_and_model(
     assert cli.main(["info", "-m", "builtin"]) == 0
     out = capsys.readouterr().out
     assert "licence       mit" in out
-    assert "3.6 million (3,554,304)" in out
+    assert "4.9 million (4,888,896)" in out
     assert str(BUILTIN / "MODEL_CARD.md") in out
 
 

@@ -34,7 +34,7 @@ def test_a_prepared_model_says_what_the_model_says(
     assert cli.main(words) == 0
     out, err = capsys.readouterr()
     path = re.escape(str(tmp_path / "out" / prepared.PREPARED_NAME))
-    assert re.fullmatch(rf"{path}: {chosen}, .* MB of weights, 7\.1 MB before, [\d.]+ s\n", out)
+    assert re.fullmatch(rf"{path}: {chosen}, .* MB of weights, 9\.8 MB before, [\d.]+ s\n", out)
     assert err == ""
     wanted = generated(["-m", "builtin", "--precision", chosen], capsys)
     assert generated(["-m", str(tmp_path / "out")], capsys) == wanted
@@ -133,9 +133,9 @@ def test_info_describes_a_prepared_folder_without_loading_it(
     assert (described["format"], described["stored_as"]) == ("prepared", ["int8"])
     assert list(described["plan"]) == ["int8"]
     assert cli.main(["info", "-m", str(tmp_path)]) == 0
-    assert re.search(r"\nprepared +int8, layout cpu-1, 3\.8 MB\n", capsys.readouterr().out)
+    assert re.search(r"\nprepared +int8, layout cpu-1, 5\.2 MB\n", capsys.readouterr().out)
     assert cli.main([*GENERATE, "-m", str(tmp_path)]) == cli.FAILED
-    assert f"{path}: damaged: piece 3" in capsys.readouterr().err
+    assert f"{path}: damaged: piece 4" in capsys.readouterr().err
 
 
 def test_info_of_both_kinds_in_one_folder(

@@ -20,7 +20,7 @@ class Shape:
 
     vocabulary: int = 4096
     positions: int = 512
-    layers: int = 6
+    layers: int = 9
     width: int = 192
     heads: int = 6
 
