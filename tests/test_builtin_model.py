@@ -208,6 +208,7 @@ def test_an_export_is_mixed_with_one_of_fewer_layers(
             if layer == 1 and name == "mlp.c_proj.weight":  # a repeated layer changes nothing
                 added = torch.zeros_like(added)
             wanted = 0.75 * given + 0.25 * added
+            # Half of the last of eight bits.
             assert torch.allclose(found[f"h.{layer}.{name}"].float(), wanted, rtol=4e-3, atol=1e-6)
 
 

@@ -72,6 +72,8 @@ def test_muon_is_momentum_made_orthogonal(
             wanted[n] *= 1 - 0.01 * 0.3
             wanted[n] -= 0.2 * max(update.shape) ** 0.5 * 0.01 * (update.T if tall else update)
     assert multiplied == {dtype}
+    # Alone or in a stack, products of bfloat16 are rounded in other places: 2^-8 of an update's
+    # elements, which are up to 0.01.
     tolerance = 2e-5 if dtype == torch.float32 else 2e-4
     for parameter, expected in zip(parameters, wanted, strict=True):
         assert torch.allclose(parameter, expected, rtol=0, atol=tolerance)
@@ -274,6 +276,12 @@ def test_attention_in_blocks_is_causal_attention(length: int) -> None:
     torch.testing.assert_close(found, wanted)
     torch.testing.assert_close(torch.autograd.grad(found, given, slope),
                                torch.autograd.grad(wanted, given, slope))  # fmt: skip
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_run_in_bfloat16_multiplies_updates_in_it(folder: Path, bfloat16: bool) -> None:
+    muon, _ = train.Run(options(folder, bfloat16=bfloat16)).optimizers
+    assert muon.dtype == (torch.bfloat16 if bfloat16 else torch.float32)
 
 
 def test_dropped_keeps_the_mean() -> None:
