@@ -2,7 +2,8 @@
 // time.
 //
 // Layout   core/kernels.h, CacheLayout. Lanes lie along positions for q.k and along D for p.v.
-// Work     one task per head and tile of queries of one sequence, taken by whichever lane is free.
+// Work     one task per head and tile of queries of one sequence, taken by whichever lane is free;
+//          tiles of a head follow each other, so that its K and V stay in a second-level cache.
 // Traffic  K and V of a head once per tile: 4 S D words' bytes; scores stay in the lane's scratch.
 // Numerics q.k in order of d; the exact maximum first, then exp, so nothing is rescaled; weights
 // are
@@ -12,6 +13,20 @@
 #pragma once
 
 namespace {
+
+// Scores of N pages become weights, not yet divided by their sum.
+template <Precision C, int N>
+inline void weights_of(const Pages& pages, const gpt2f::CacheLayout& cache, int64_t j, F highest,
+                       float* row, F& sum) {
+  F p[N];
+#pragma GCC unroll 8
+  for (int n = 0; n < N; ++n) p[n] = fsub(fload(row + (j + n) * 16), highest);
+  fexp(p);
+#pragma GCC unroll 8
+  for (int n = 0; n < N; ++n) {
+    sum = fadd(sum, store_weights<C>(reinterpret_cast<uint32_t*>(row), j + n, p[n], cache, pages));
+  }
+}
 
 // Weights of R queries for every page: softmax of their scores, not yet divided by sums[r].
 template <Precision C, int R>
@@ -36,63 +51,103 @@ void attention_weights(const Pages& pages, const gpt2f::CacheLayout& cache, cons
     const F highest = fset(fmost(top[r]));
     F sum = fset(0.0f);
     float* const row = scores + r * score_row;
-    for (int64_t j = 0; j < page_count; ++j) {
-      const F p = fexp(fsub(fload(row + j * 16), highest));
-      sum = fadd(sum, store_weights<C>(reinterpret_cast<uint32_t*>(row), j, p, cache, pages));
+    int64_t j = 0;
+    for (; j + kSinkPanels <= page_count; j += kSinkPanels) {
+      weights_of<C, kSinkPanels>(pages, cache, j, highest, row, sum);
     }
+    for (; j < page_count; ++j) weights_of<C, 1>(pages, cache, j, highest, row, sum);
     sums[r] = fsum(sum);
   }
+}
+
+// V of one head, panels of 16 along D from `panel`; its last query sees `rows` words of it.
+template <Precision C>
+struct Values {
+  const Pages& pages;
+  const gpt2f::CacheLayout& cache;
+  int64_t rows;
+  int64_t panel = 0;
+
+  int64_t step() const { return cache.value_width * kValueWords<C> / kLanes; }  // words to the next
+  const uint32_t* page(int64_t j) const {
+    return pages.key(j) + cache.key_words() + panel * kValueWords<C>;
+  }
+};
+
+// Words [row, end) of V, which R queries see whole, times their weights. A function of its own, or
+// GCC keeps other sums in registers and these in memory.
+template <Precision C, int R, int N>
+[[gnu::noinline]] void common_values(const Values<C>& values, const uint32_t* weights,
+                                     int64_t weight_row, int64_t row, int64_t end,
+                                     F (&sums)[R][N]) {
+  const int64_t per_page = values.cache.value_rows;
+  F acc[R][N];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) acc[r][n] = fset(0.0f);
+  }
+  for (; row < end; row += per_page) {
+    if (row + per_page < values.rows) {
+      expect<R>(values.pages.key(row / per_page + 1) + values.cache.key_words(),
+                values.cache.value_words());
+    }
+    add_values<C, R, N>(values.page(row / per_page), values.step(), weights + row * kWeightWords<C>,
+                        weight_row, end - row < per_page ? end - row : per_page, false, acc);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) sums[r][n] = acc[r][n];
+  }
+}
+
+// Words [row, end) of V for one query, which does not see the second half of the last if `half`.
+template <Precision C, int N>
+void own_values(const Values<C>& values, const uint32_t* weights, int64_t row, int64_t end,
+                bool half, F (&sums)[N]) {
+  const int64_t per_page = values.cache.value_rows;
+  F acc[1][N];
+  for (int n = 0; n < N; ++n) acc[0][n] = sums[n];
+  while (row < end) {
+    const int64_t next = (row / per_page + 1) * per_page, stop = next < end ? next : end;
+    add_values<C, 1, N>(values.page(row / per_page) + row % per_page * values.step(), values.step(),
+                        weights + row * kWeightWords<C>, 0, stop - row, half && stop == end, acc);
+    row = stop;
+  }
+  for (int n = 0; n < N; ++n) sums[n] = acc[0][n];
 }
 
 // N panels of 16 values of the output of R queries. What all of them see goes through one tile; the
 // few positions that only later ones see follow query by query, in the same order.
 template <Precision C, int R, int N, typename Sink>
-void attention_values(const Pages& pages, const gpt2f::CacheLayout& cache, int64_t panel,
-                      const uint32_t* weights, int64_t weight_row, const int64_t (&count)[R],
-                      const float (&sums)[R], const Sink& sink) {
-  const int64_t per_page = cache.value_rows, v_step = cache.value_width * kValueWords<C> / kLanes;
+void attention_values(const Values<C>& values, const uint32_t* weights, int64_t weight_row,
+                      const int64_t (&count)[R], const float (&sums)[R], const Sink& sink) {
+  constexpr int64_t kChunkWords = gpt2f::kChunk / kPerWord<C>;
   const int64_t common = count[0] / kPerWord<C>;  // words whole for every query
-  const int64_t rows = (count[R - 1] + kPerWord<C> - 1) / kPerWord<C>;
   F total[R][N];
   for (int r = 0; r < R; ++r) {
     for (int n = 0; n < N; ++n) total[r][n] = fset(0.0f);
   }
-  for (int64_t row = 0; row < rows;) {
-    F acc[R][N];
+  for (int64_t row = 0; row < values.rows; row += kChunkWords) {
+    const int64_t end = row + kChunkWords;
+    const int64_t shared = common < row ? row : common < end ? common : end;
+    F chunk[R][N];
+    common_values<C, R, N>(values, weights, weight_row, row, shared, chunk);
     for (int r = 0; r < R; ++r) {
-      for (int n = 0; n < N; ++n) acc[r][n] = fset(0.0f);
-    }
-    const int64_t chunk_end = row + per_page * (gpt2f::kChunk / gpt2f::kPagePositions);
-    const int64_t end = chunk_end < rows ? chunk_end : rows;
-    for (; row < end; row += per_page) {
-      const uint32_t* const v =
-          pages.key(row / per_page) + cache.key_words() + panel * kValueWords<C>;
-      const int64_t last = end - row < per_page ? end - row : per_page;
-      if (row + per_page < rows) {
-        expect<R>(pages.key(row / per_page + 1) + cache.key_words(), cache.value_words());
+      const int64_t seen = (count[r] + kPerWord<C> - 1) / kPerWord<C>;
+      if (shared < end && shared < seen) {
+        const bool half = C == kBf16 && count[r] % 2 != 0 && seen <= end;
+        own_values<C, N>(values, weights + r * weight_row, shared, seen < end ? seen : end, half,
+                         chunk[r]);
       }
-      const int64_t shared = common - row < 0 ? 0 : common - row < last ? common - row : last;
-      const uint32_t* const mine = weights + row * kWeightWords<C>;
-      add_values<C, R, N>(v, v_step, mine, weight_row, shared, false, acc);
-      if (shared == last) continue;
-      for (int r = 0; r < R; ++r) {
-        const int64_t own = (count[r] + kPerWord<C> - 1) / kPerWord<C> - row;
-        const bool half = C == kBf16 && count[r] % 2 != 0 && own <= last;
-        F one[1][N];
-        for (int n = 0; n < N; ++n) one[0][n] = acc[r][n];
-        add_values<C, 1, N>(v + shared * v_step, v_step,
-                            mine + r * weight_row + shared * kWeightWords<C>, weight_row,
-                            (own < last ? own : last) - shared, half, one);
-        for (int n = 0; n < N; ++n) acc[r][n] = one[0][n];
-      }
-    }
-    row = end;
-    for (int r = 0; r < R; ++r) {
-      for (int n = 0; n < N; ++n) total[r][n] = fadd(total[r][n], acc[r][n]);
+      for (int n = 0; n < N; ++n) total[r][n] = fadd(total[r][n], chunk[r][n]);
     }
   }
   for (int r = 0; r < R; ++r) {
-    for (int n = 0; n < N; ++n) sink(r, panel + n, fdiv(total[r][n], fset(sums[r])));
+    for (int n = 0; n < N; ++n) {
+      sink(r, values.panel + n, fdiv(total[r][n], fset(sums[r])));
+    }
   }
 }
 
@@ -112,13 +167,14 @@ void attend(const Pages& pages, const gpt2f::CacheLayout& cache, const uint32_t*
   };
   const uint32_t* const weights = reinterpret_cast<const uint32_t*>(scratch);
   const int64_t panels = cache.value_width / 16;
-  constexpr int kPanels = kTilePanels == 1 ? 1 : R <= 2 ? 4 : 2;
-  int64_t panel = 0;
-  for (; panel + kPanels <= panels; panel += kPanels) {
-    attention_values<C, R, kPanels>(pages, cache, panel, weights, score_row, count, sums, sink);
+  Values<C> values{pages, cache, (count[R - 1] + kPerWord<C> - 1) / kPerWord<C>};
+  for (; values.panel + kTilePanels <= panels; values.panel += kTilePanels) {
+    attention_values<C, R, kTilePanels>(values, weights, score_row, count, sums, sink);
   }
-  for (; panel < panels; ++panel) {
-    attention_values<C, R, 1>(pages, cache, panel, weights, score_row, count, sums, sink);
+  if constexpr (kTilePanels > 1) {
+    for (; values.panel < panels; ++values.panel) {
+      attention_values<C, R, 1>(values, weights, score_row, count, sums, sink);
+    }
   }
 }
 
@@ -163,7 +219,8 @@ void attention_of(const gpt2f::AttentionArgs& a, const Lane& lane) {
     while (task - first >= tiles_of(a.sequences[i]) * a.cache.heads) {
       first += tiles_of(a.sequences[i++]) * a.cache.heads;
     }
-    const int64_t tile = (task - first) / a.cache.heads, head = (task - first) % a.cache.heads;
+    const int64_t tiles = tiles_of(a.sequences[i]);
+    const int64_t head = (task - first) / tiles, tile = (task - first) % tiles;
     attention_tile<P, C>(a, a.sequences[i], head, tile * gpt2f::kQueryTile, scratch);
   });
 }

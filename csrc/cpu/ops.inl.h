@@ -29,7 +29,9 @@ template <Precision P>
 void op_gelu_of(const gpt2f::GeluArgs& a, const Lane& lane) {
   const Range mine = share(a.count, 16, lane);
   for (int64_t i = mine.begin; i < mine.end; i += 16) {
-    store16(at<P>(a.out, i), fgelu(load16(at<P>(a.x, i), mine.end - i)), mine.end - i);
+    F x[1] = {load16(at<P>(a.x, i), mine.end - i)};
+    fgelu(x);
+    store16(at<P>(a.out, i), x[0], mine.end - i);
   }
 }
 
@@ -53,14 +55,17 @@ void op_linear_of(const gpt2f::LinearArgs& a, const Lane& lane) {
   lane.sync();
   const Operand x = operand_of<P>(a.operand, stride, a.rows, a.inputs, nullptr, lane);
   product<P>(linear, x, a.rows, a.scratch, gpt2f::scratch_floats(0), lane,
-             [&](int64_t row, int64_t column, F sum) {
-               const int64_t n = a.outputs - column, at_out = row * a.outputs + column;
-               F value = biased(linear, column, sum);
-               if (a.gelu) value = fgelu(value);
-               if (a.residual != nullptr) {
-                 value = fadd(load16(at<P>(a.residual, at_out), n), value);
+             [&]<int N>(int64_t row, int64_t column, F(&sums)[N]) {
+               add_bias(linear, column, sums);
+               if (a.gelu) fgelu(sums);
+               for (int i = 0; i < N; ++i) {
+                 const int64_t here = column + i * kLanes;
+                 const int64_t n = a.outputs - here, at_out = row * a.outputs + here;
+                 if (a.residual != nullptr) {
+                   sums[i] = fadd(load16(at<P>(a.residual, at_out), n), sums[i]);
+                 }
+                 store16(at<P>(a.out, at_out), sums[i], n);
                }
-               store16(at<P>(a.out, at_out), value, n);
              });
 }
 

@@ -1,5 +1,5 @@
-// product: sink(row, column, 16 sums) for x W^T, x operand rows, W packed in panels of 16 outputs.
-// What is done with one step along K of int8 and int4 matrices stands in quantized.inl.h.
+// product: sink(row, column, N times 16 sums) for x W^T, x operand rows, W packed in panels of 16
+// outputs. What is done with one step along K of int8 and int4 matrices stands in quantized.inl.h.
 //
 // Layout   core/kernels.h, PackedLinear: a lane reads its groups as one contiguous stream.
 // Work     panels are split over the lanes, K never; a lane that is done helps the others; rows go
@@ -131,6 +131,11 @@ void product_rows(int rows, const Block& b, int begin, int end, const uint32_t* 
   }
 }
 
+// Asks for memory to come as far as the second-level cache.
+inline void ask_for(const uint32_t* from, int64_t words) {
+  for (int64_t i = 0; i < words; i += 16) __builtin_prefetch(from + i, 0, 2);
+}
+
 // Sums of panels [from, to) of the group that begins at panel `group`, for `rows` rows of x.
 template <Precision P>
 void product_group(const gpt2f::PackedLinear& linear, int64_t group, int from, int to,
@@ -146,15 +151,30 @@ void product_group(const gpt2f::PackedLinear& linear, int64_t group, int from, i
   for (int64_t s0 = 0; s0 < steps; s0 += block) {
     const int64_t count = steps - s0 < block ? steps - s0 : block;
     const int64_t tiles = (rows + kRows - 1) / kRows;
+    // The next block comes from memory while this one is worked on.
     const Block b{
         words + s0 * panels * S::kPanelWords, panels, count, tiles, s0 == 0, streamed, sums};
+    const uint32_t* next = b.w + count * panels * S::kPanelWords;
+    const int64_t asked = (next - b.w + tiles - 1) / tiles;
     for (int64_t row = 0, left = tiles; row < rows; --left) {
       const int take = static_cast<int>((rows - row + left - 1) / left);
+      if (tiles > 2) ask_for(next, asked);
+      next += asked;
       product_rows<P, kRows>(take, b, from, to, x + row * x_row + s0 * S::kOperandWords, x_row,
                              row);
       row += take;
     }
   }
+}
+
+constexpr int kSinkPanels = kTilePanels;  // side by side, for sinks that are chains of waits
+
+template <int N, typename Sink>
+void sink_panels(const float* sums, int64_t group, int panel, int64_t row, const Sink& sink) {
+  F each[N];
+#pragma GCC unroll 8
+  for (int n = 0; n < N; ++n) each[n] = fload(sums + (panel + n) * kLanes);
+  sink(row, (group + panel) * kLanes, each);
 }
 
 // Panels [begin, end) of `linear`, for all rows. `sums` holds kRowBlock x 64 floats. A column's
@@ -171,9 +191,12 @@ void product_range(const gpt2f::PackedLinear& linear, int64_t begin, int64_t end
       const int to = static_cast<int>(end - group < kGroup ? end - group : kGroup);
       product_group<P>(linear, group, from, to, x.words + row0 * x.row, x.row, taken, sums);
       for (int64_t row = 0; row < taken; ++row) {
-        for (int panel = from; panel < to; ++panel) {
-          sink(row0 + row, (group + panel) * kLanes,
-               fload(sums + row * kSumStride + panel * kLanes));
+        int panel = from;
+        for (; panel + kSinkPanels <= to; panel += kSinkPanels) {
+          sink_panels<kSinkPanels>(sums + row * kSumStride, group, panel, row0 + row, sink);
+        }
+        for (; panel < to; ++panel) {
+          sink_panels<1>(sums + row * kSumStride, group, panel, row0 + row, sink);
         }
       }
       p0 = group + to;

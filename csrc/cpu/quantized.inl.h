@@ -53,17 +53,20 @@ struct Steps<kInt4> : QuantizedSteps<kInt4, 32, 256, 8> {};
 
 // What a group's scale is made from: the largest magnitude of its numbers, sixteen at a time.
 struct Magnitude {
-  F top = fset(0.0f), spoilt = fset(0.0f);
+  F top = fset(0.0f);
+  M sound = fge(fset(0.0f), fset(0.0f));
 
   void add(F x) {
-    top = fmax(as_f(uand(as_u(x), uset(0x7FFFFFFFu))), top);
-    spoilt = fadd(spoilt, fsub(x, x));
+    const F size = as_f(uand(as_u(x), uset(0x7FFFFFFFu)));
+    sound = mand(sound, fge(fset(0x1.fffffep127f), size));
+    top = fmax(size, top);
   }
   float most() const { return fmost(top); }
-  bool finite() const { return fsum(spoilt) == 0.0f; }
+  bool finite() const { return bits(sound) == 0xFFFF; }
 };
 
-// One row on its way into groups, sixteen elements at a time.
+// One row on its way into groups, sixteen elements at a time. Several groups become integers side
+// by side: each of them alone is a chain of waits.
 template <Precision P>
 class GroupWriter {
  public:
@@ -72,48 +75,70 @@ class GroupWriter {
   void put(F values) {
     fstore(pending_ + filled_, values);
     filled_ += 16;
-    if (filled_ == S::kGroup) flush();
+    if (filled_ == kAtOnce * S::kGroup) flush<kAtOnce>();
   }
   // Zeros up to the last group of a row of `inputs`.
   void finish(int64_t inputs) {
     const int64_t all = S::count(inputs) * S::kGroup;
     for (int64_t k = round_up(inputs, 16); k < all; k += 16) put(fset(0.0f));
+    const int groups = filled_ / S::kGroup;
+    for (int i = 0; i < groups; ++i) flush<1>(i);
   }
 
  private:
   using S = Steps<P>;
   static constexpr bool kWide = P == kInt8 && kDot16;
+  static constexpr int kAtOnce = 4;
 
-  // What is not finite makes its whole group, and so the row's results, NaN.
-  void flush() {
+  // N groups from group `first` of those that wait. What is not finite makes its whole group, and
+  // so the row's results, NaN.
+  template <int N>
+  void flush(int first = 0) {
     filled_ = 0;
-    Magnitude magnitude;
-    for (int i = 0; i < S::kGroup; i += 16) magnitude.add(fload(pending_ + i));
-    const float most = magnitude.most();
-    const bool finite = magnitude.finite();
-    const bool some = finite && most >= 0x1p-100f;
-    const F inverse = fset(some ? 127.0f / most : 0.0f);
-    F total = fset(0.0f);
-    for (int i = 0; i < S::kGroup; i += 16) {
-      const F x = some ? fload(pending_ + i) : fset(0.0f);
-      const F q = fround(fmul(x, inverse));
-      total = fadd(total, q);
-      if constexpr (kWide) {
-        bf16_store_words(reinterpret_cast<uint16_t*>(to_) + i, ushl<16>(to_u(q)));
-      } else {
-        store_bytes(reinterpret_cast<uint8_t*>(to_) + i, to_u(q));
+    const float* const from = pending_ + first * S::kGroup;
+    Magnitude magnitude[N];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      for (int i = 0; i < S::kGroup; i += 16) magnitude[n].add(fload(from + n * S::kGroup + i));
+    }
+    float scale[N], inverse[N];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      const float most = magnitude[n].most();
+      const bool finite = magnitude[n].finite(), some = finite && most >= 0x1p-100f;
+      scale[n] = finite ? (some ? most / 127.0f : 0.0f) : __builtin_nanf("");
+      inverse[n] = some ? 127.0f / most : 0.0f;
+    }
+    F total[N];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      total[n] = fset(0.0f);
+      uint32_t* const to = to_ + n * S::kOperandWords;
+      const bool some = inverse[n] != 0.0f;
+      for (int i = 0; i < S::kGroup; i += 16) {
+        const F x = some ? fload(from + n * S::kGroup + i) : fset(0.0f);
+        const F q = fround(fmul(x, fset(inverse[n])));
+        total[n] = fadd(total[n], q);
+        if constexpr (kWide) {
+          bf16_store_words(reinterpret_cast<uint16_t*>(to) + i, ushl<16>(to_u(q)));
+        } else {
+          store_bytes(reinterpret_cast<uint8_t*>(to) + i, to_u(q));
+        }
       }
     }
-    const float scale = finite ? (some ? most / 127.0f : 0.0f) : __builtin_nanf("");
-    __builtin_memcpy(to_ + S::kIntegers, &scale, sizeof scale);
-    const int32_t sum = static_cast<int32_t>(fsum(total));  // exact
-    to_[S::kIntegers + 1] = static_cast<uint32_t>((P == kInt8 ? -128 : -8) * sum);
-    to_ += S::kOperandWords;
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      uint32_t* const to = to_ + n * S::kOperandWords + S::kIntegers;
+      const int32_t sum = static_cast<int32_t>(fsum(total[n]));  // exact
+      __builtin_memcpy(to, &scale[n], sizeof scale[n]);
+      to[1] = static_cast<uint32_t>((P == kInt8 ? -128 : -8) * sum);
+    }
+    to_ += N * S::kOperandWords;
   }
 
   uint32_t* to_;
   int filled_ = 0;
-  alignas(64) float pending_[S::kGroup];
+  alignas(64) float pending_[kAtOnce * S::kGroup];
 };
 
 // Words of one row of a product's operand; of the other precisions rows are what they are.

@@ -23,10 +23,15 @@ constexpr int kAheadOne = 4096;  // bytes that a product of one row asks for bef
 #if defined(__AVX512VNNI__)
 constexpr bool kDot16 = false;  // activations beside 8-bit weights are bytes, or 16 bits wide
 constexpr bool kDotAhead = true;  // dot_bytes asks for memory on its way
-// Panels of 8-bit weights that several tiles of rows share. The sums of the rows do not fit beside
-// those of the group then and wait on the stack: 38 instructions for 24 products instead of 23 for
-// 12, and an older processor issues four a cycle, of which two may be products.
+// Panels of 8-bit weights that several tiles of rows share. With four, the sums of the rows do not
+// fit beside those of the group and wait on the stack: 38 instructions for 24 products instead of
+// 23 for 12. Processors that issue four a cycle, of which two may be products, gain by that; later
+// ones issue more, and on Zen 5 every store of 64 bytes costs a product and a half.
+#if defined(__AVX512BF16__)
+constexpr int kDotPanelsShared = kDotPanels;
+#else
 constexpr int kDotPanelsShared = 4;
+#endif
 #else
 constexpr int kDotPanelsShared = kDotPanels;
 constexpr bool kDot16 = true;
@@ -83,6 +88,9 @@ inline U as_u(F a) { return _mm512_castps_si512(a); }
 inline F as_f(U a) { return _mm512_castsi512_ps(a); }
 inline U to_u(F a) { return _mm512_cvtps_epi32(a); }  // integral floats below 2^31
 inline F to_f(U a) { return _mm512_cvtepi32_ps(a); }  // words below 2^31
+
+// p 2^n for integral n in -124 ... 128, where that is normal or infinite; NaN if p and n are.
+inline F fscale(F p, F n) { return _mm512_scalef_ps(p, n); }
 
 inline M fge(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
 inline M fgt(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }

@@ -103,7 +103,7 @@ inline U umulhi(U a, U b) { GPT2F_EACH(U, umulhi4(a.v[i], b.v[i])); }
 
 inline U as_u(F a) { GPT2F_EACH(U, vreinterpretq_u32_f32(a.v[i])); }
 inline F as_f(U a) { GPT2F_EACH(F, vreinterpretq_f32_u32(a.v[i])); }
-// Integral floats below 2^31. NaN gives 0 here and 0x80000000 elsewhere: both shift out in fexp.
+// Integral floats below 2^31. NaN gives 0 here and 0x80000000 elsewhere: both shift out in fscale.
 inline U to_u(F a) { GPT2F_EACH(U, vreinterpretq_u32_s32(vcvtnq_s32_f32(a.v[i]))); }
 inline F to_f(U a) { GPT2F_EACH(F, vcvtq_f32_s32(vreinterpretq_s32_u32(a.v[i]))); }
 
@@ -120,6 +120,13 @@ inline uint32_t bits(M m) {
 }
 inline F fselect(M m, F yes, F no) { GPT2F_EACH(F, vbslq_f32(m.v[i], yes.v[i], no.v[i])); }
 inline U uselect(M m, U yes, U no) { GPT2F_EACH(U, vbslq_u32(m.v[i], yes.v[i], no.v[i])); }
+
+// p 2^n for integral n in -124 ... 128, where that is normal or infinite; NaN if p and n are.
+inline F fscale(F p, F n) {
+  const U half = usub(to_u(n), uset(1));  // in two steps: 2^128 is no float
+  const F scaled = fmul(as_f(uadd(as_u(p), ushl<23>(half))), fset(2.0f));
+  return fselect(fnan(p), p, scaled);
+}
 
 inline F bf16_load(const uint16_t* p) {
   GPT2F_EACH(F, vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16)));

@@ -102,6 +102,13 @@ inline uint32_t bits(M m) {
 inline F fselect(M m, F yes, F no) { GPT2F_EACH(F, m.v[i] ? yes.v[i] : no.v[i]); }
 inline U uselect(M m, U yes, U no) { GPT2F_EACH(U, m.v[i] ? yes.v[i] : no.v[i]); }
 
+// p 2^n for integral n in -124 ... 128, where that is normal or infinite; NaN if p and n are.
+inline F fscale(F p, F n) {
+  const U half = usub(to_u(n), uset(1));  // in two steps: 2^128 is no float
+  const F scaled = fmul(as_f(uadd(as_u(p), ushl<23>(half))), fset(2.0f));
+  return fselect(fnan(p), p, scaled);
+}
+
 inline F bf16_load(const uint16_t* p) {
   U x;
   for (int i = 0; i < 16; ++i) x.v[i] = uint32_t{p[i]} << 16;

@@ -6,8 +6,20 @@
 
 namespace {
 
-inline F biased(const gpt2f::PackedLinear& linear, int64_t column, F sum) {
-  return fadd(sum, fload(linear.bias + column));
+template <int N>
+inline void add_bias(const gpt2f::PackedLinear& linear, int64_t column, F (&sums)[N]) {
+#pragma GCC unroll 8
+  for (int n = 0; n < N; ++n) sums[n] = fadd(sums[n], fload(linear.bias + column + n * kLanes));
+}
+
+// A product's sink: store(row, column, 16 sums with their bias).
+template <typename Store>
+auto biased(const gpt2f::PackedLinear& linear, const Store& store) {
+  return [&linear, &store]<int N>(int64_t row, int64_t column, F(&sums)[N]) {
+    add_bias(linear, column, sums);
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) store(row, column + n * kLanes, sums[n]);
+  };
 }
 
 // Where one row's key and value go.
@@ -97,9 +109,10 @@ void ln_qkv_of(const gpt2f::LnQkvArgs& a, const Lane& lane) {
   if (a.cache.int8) {  // a scale needs the whole head
     constexpr Precision kOut = kActivations<P>;
     const int64_t stride = round_up(a.linear.outputs, kLanes);
-    product<P>(a.linear, x, a.rows, a.scratch, sums, lane, [&](int64_t row, int64_t column, F sum) {
-      store16(at<kOut>(a.projected, row * stride + column), biased(a.linear, column, sum));
-    });
+    const auto keep = [&](int64_t row, int64_t column, F value) {
+      store16(at<kOut>(a.projected, row * stride + column), value);
+    };
+    product<P>(a.linear, x, a.rows, a.scratch, sums, lane, biased(a.linear, keep));
     lane.sync();
     const Range mine = share(a.rows * a.cache.heads, 1, lane);
     for (int64_t i = mine.begin; i < mine.end; ++i) {
@@ -108,24 +121,27 @@ void ln_qkv_of(const gpt2f::LnQkvArgs& a, const Lane& lane) {
     return;
   }
   if (a.cache.head_size % 16 == 0) {
-    product<P>(a.linear, x, a.rows, a.scratch, sums, lane, [&](int64_t row, int64_t column, F sum) {
-      keep_panel<kActivations<P>>(a, row, column, biased(a.linear, column, sum));
-    });
+    const auto keep = [&](int64_t row, int64_t column, F value) {
+      keep_panel<kActivations<P>>(a, row, column, value);
+    };
+    product<P>(a.linear, x, a.rows, a.scratch, sums, lane, biased(a.linear, keep));
   } else {
-    product<P>(a.linear, x, a.rows, a.scratch, sums, lane, [&](int64_t row, int64_t column, F sum) {
-      keep_elements<kActivations<P>>(a, row, column, biased(a.linear, column, sum));
-    });
+    const auto keep = [&](int64_t row, int64_t column, F value) {
+      keep_elements<kActivations<P>>(a, row, column, value);
+    };
+    product<P>(a.linear, x, a.rows, a.scratch, sums, lane, biased(a.linear, keep));
   }
 }
 
 template <Precision P>
 void linear_residual_of(const gpt2f::LinearResidualArgs& a, const Lane& lane) {
   const Operand x = operand_of<P>(a.x, a.x_stride, a.rows, a.linear.inputs, a.operand, lane);
+  const auto add = [&](int64_t row, int64_t column, F value) {
+    float* const to = a.residual + row * a.stride + column;
+    fstore(to, fadd(fload(to), value));
+  };
   product<P>(a.linear, x, a.rows, a.scratch, gpt2f::scratch_floats(a.context), lane,
-             [&](int64_t row, int64_t column, F sum) {
-               float* const to = a.residual + row * a.stride + column;
-               fstore(to, fadd(fload(to), biased(a.linear, column, sum)));
-             });
+             biased(a.linear, add));
 }
 
 template <Precision P>
@@ -133,9 +149,13 @@ void ln_fc_gelu_of(const gpt2f::LnFcGeluArgs& a, const Lane& lane) {
   const Operand x = layernorm_rows<P>(a.residual, a.stride, nullptr, a.norm, a.normed, a.rows,
                                       a.linear.inputs, lane);
   product<P>(a.linear, x, a.rows, a.scratch, gpt2f::scratch_floats(a.context), lane,
-             [&](int64_t row, int64_t column, F sum) {
-               store16(at<kActivations<P>>(a.out, row * a.out_stride + column),
-                       fgelu(biased(a.linear, column, sum)));
+             [&]<int N>(int64_t row, int64_t column, F(&sums)[N]) {
+               add_bias(a.linear, column, sums);
+               fgelu(sums);
+               for (int n = 0; n < N; ++n) {
+                 store16(at<kActivations<P>>(a.out, row * a.out_stride + column + n * kLanes),
+                         sums[n]);
+               }
              });
 }
 
@@ -144,8 +164,10 @@ void ln_head_of(const gpt2f::LnHeadArgs& a, const Lane& lane) {
   const Operand x = layernorm_rows<P>(a.residual, a.stride, a.asked, a.norm, a.normed, a.rows,
                                       a.linear.inputs, lane);
   product<P>(a.linear, x, a.rows, a.scratch, gpt2f::scratch_floats(a.context), lane,
-             [&](int64_t row, int64_t column, F sum) {
-               fstore(a.logits + row * a.logit_stride + column, sum);
+             [&]<int N>(int64_t row, int64_t column, F(&sums)[N]) {
+               for (int n = 0; n < N; ++n) {
+                 fstore(a.logits + row * a.logit_stride + column + n * kLanes, sums[n]);
+               }
              });
 }
 

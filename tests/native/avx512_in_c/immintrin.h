@@ -90,6 +90,11 @@ inline __m512 _mm512_min_ps(__m512 a, __m512 b) {
 inline __m512 _mm512_roundscale_ps(__m512 a, int) {
   EACH(__m512, f, 16, __builtin_nearbyintf(a.f[i]));
 }
+inline __m512 _mm512_scalef_ps(__m512 a, __m512 b) {
+  EACH(__m512, f, 16,
+       __builtin_isnan(b.f[i]) ? a.f[i] + b.f[i]
+                               : __builtin_scalbnf(a.f[i], int(__builtin_floorf(b.f[i]))));
+}
 
 inline __m512i _mm512_set1_epi32(int x) { EACH(__m512i, w, 16, static_cast<uint32_t>(x)); }
 inline __m512i _mm512_set1_epi16(short x) {
