@@ -33,39 +33,39 @@ inline CacheSlot cache_slot(const gpt2f::LnQkvArgs& a, int64_t row, int64_t head
           a.positions[row] % gpt2f::kPagePositions};
 }
 
-// Sixteen neighbouring outputs of one head. Of a pair of positions the even one clears the other
-// half of the word; a column's rows come in order, and from one lane.
-template <Precision P>
-void keep_panel(const gpt2f::LnQkvArgs& a, int64_t row, int64_t column, F value) {
+// N times sixteen neighbouring outputs of one head. Of a pair of positions the even one clears the
+// other half of the word; a column's rows come in order, and from one lane.
+template <Precision P, int N>
+void keep_panels(const gpt2f::LnQkvArgs& a, int64_t row, int64_t part, int64_t head, int64_t d,
+                 const F (&values)[N]) {
   const gpt2f::CacheLayout& cache = a.cache;
-  const int64_t width = cache.heads * cache.head_size;
-  // In 32 bits, where processors divide several times as fast.
-  const uint32_t inside = static_cast<uint32_t>(column) % static_cast<uint32_t>(width);
-  const int64_t head = inside / static_cast<uint32_t>(cache.head_size);
-  const int64_t d = inside - head * cache.head_size;
+  constexpr int64_t kWords = 16 / gpt2f::word_elements(P);  // of sixteen elements
   const int64_t step = d / gpt2f::word_elements(P);
-  if (column < width) {
+  if (part == 0) {
     uint32_t* const to = a.query + (row * cache.heads + head) * cache.key_steps + step;
-    store16(reinterpret_cast<Element<P>*>(to), value);
+    for (int n = 0; n < N; ++n) store16(at<P>(to, n * 16), values[n]);
     return;
   }
   const CacheSlot at_slot = cache_slot(a, row, head);
-  if (column < 2 * width) {
-    alignas(64) uint32_t key[16];
-    store16(reinterpret_cast<Element<P>*>(key), value);
-    for (int64_t i = 0; i < 16 / gpt2f::word_elements(P); ++i) {
-      at_slot.page[(step + i) * 16 + at_slot.slot] = key[i];
-    }
+  if (part == 1) {
+    alignas(64) uint32_t key[N * kWords];
+    for (int n = 0; n < N; ++n) store16(at<P>(key, n * 16), values[n]);
+    uint32_t* const to = at_slot.page + step * 16 + at_slot.slot;
+    for (int64_t i = 0; i < N * kWords; ++i) to[i * 16] = key[i];
     return;
   }
-  uint32_t* const values = at_slot.page + cache.key_words() + d;
+  uint32_t* const to = at_slot.page + cache.key_words() + d;
   if constexpr (P == kFp32) {
-    ustore(values + at_slot.slot * cache.value_width, as_u(value));
+    uint32_t* const own = to + at_slot.slot * cache.value_width;
+    for (int n = 0; n < N; ++n) ustore(own + n * 16, as_u(values[n]));
   } else {
-    uint32_t* const pair = values + at_slot.slot / 2 * cache.value_width;
-    const U rounded = bf16_round(value);
-    const U odd = uor(uand(uload(pair), uset(0xFFFFu)), uand(rounded, uset(0xFFFF0000u)));
-    ustore(pair, at_slot.slot % 2 == 0 ? ushr<16>(rounded) : odd);
+    uint32_t* const pair = to + at_slot.slot / 2 * cache.value_width;
+    for (int n = 0; n < N; ++n) {
+      const U rounded = bf16_round(values[n]);
+      const U odd =
+          uor(uand(uload(pair + n * 16), uset(0xFFFFu)), uand(rounded, uset(0xFFFF0000u)));
+      ustore(pair + n * 16, at_slot.slot % 2 == 0 ? ushr<16>(rounded) : odd);
+    }
   }
 }
 
@@ -121,10 +121,19 @@ void ln_qkv_of(const gpt2f::LnQkvArgs& a, const Lane& lane) {
     return;
   }
   if (a.cache.head_size % 16 == 0) {
-    const auto keep = [&](int64_t row, int64_t column, F value) {
-      keep_panel<kActivations<P>>(a, row, column, value);
+    // In 32 bits, where processors divide several times as fast.
+    const uint32_t size = static_cast<uint32_t>(a.cache.head_size);
+    const uint32_t heads = static_cast<uint32_t>(a.cache.heads);
+    const auto keep = [&]<int N>(int64_t row, int64_t column, const F(&values)[N]) {
+      const uint32_t any_head = static_cast<uint32_t>(column) / size, d = column - any_head * size;
+      keep_panels<kActivations<P>, N>(a, row, any_head / heads, any_head % heads, d, values);
     };
-    product<P>(a.linear, x, a.rows, a.scratch, sums, lane, biased(a.linear, keep));
+    product<P>(a.linear, x, a.rows, a.scratch, sums, lane,
+               [&]<int N>(int64_t row, int64_t column, F(&values)[N]) {
+                 add_bias(a.linear, column, values);
+                 if (size % (N * kLanes) == 0) return keep(row, column, values);
+                 for (int n = 0; n < N; ++n) keep(row, column + n * kLanes, {values[n]});
+               });
   } else {
     const auto keep = [&](int64_t row, int64_t column, F value) {
       keep_elements<kActivations<P>>(a, row, column, value);
