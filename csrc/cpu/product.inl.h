@@ -3,9 +3,11 @@
 //
 // Layout   core/kernels.h, PackedLinear: a lane reads its groups as one contiguous stream.
 // Work     panels are split over the lanes, K never; a lane that is done helps the others; rows go
-//          through registers kTileRows at a time.
+//          through registers kTileRows or, beside int8 and int4, kDotRows at a time. Few rows
+//          beside those take one panel after the other, in the order of memory.
 // Traffic  each weight word once from memory per 256 rows, x from cache: 4 K N bytes (fp32) or
-//          2 K N (bf16). At 33 GB/s GPT-2 small's 124 M weights take 15 ms or 7.5 ms.
+//          2 K N (bf16). At 33 GB/s GPT-2 small's 124 M weights take 15 ms or 7.5 ms. The weights
+//          of the next block are asked for while this one is worked on.
 // Numerics one fused multiply-add chain per 96 elements of K, in order; block sums added in order.
 //          Lanes lie along outputs, so a sum has one order whatever the tile or the vector width.
 #pragma once
@@ -24,7 +26,7 @@ template <Precision P, int R, int N, int kAhead = 0>
     }
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) panel[n] = uload(w + s * w_step + n * kLanes);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const U xs = uset(x[r * x_row + s]);
 #pragma GCC unroll 8
@@ -37,36 +39,17 @@ struct Block {  // one block of K of one group of panels
   const uint32_t* w;  // its first word
   int64_t panels;  // of the group
   int64_t steps;
-  int64_t tiles;  // of rows
   bool first;
-  bool streamed;  // weights come from memory, and their user has other rows in between
+  bool few;  // rows: memory sets the pace, and the first tile asks for it
   float* sums;  // [row][64] of this group
+
+  template <Precision P>
+  int64_t words() const {
+    return panels * steps * Steps<P>::kPanelWords;
+  }
 };
 
 constexpr int64_t kSumStride = kLanes * gpt2f::kGroupPanels;
-
-// add_groups, asking for what this tile takes of the next step. A panel of int8 is more than the
-// processor has on order at once, so its lines are asked for one by one as the sums go on: together
-// they would keep the loads of this step waiting. Two tiles of rows share them.
-template <Precision P, int R, int N>
-[[gnu::always_inline]] inline void add_streamed(const Block& b, int panel, const uint32_t* x,
-                                                int64_t x_row, int64_t row, F (&acc)[R][N]) {
-  constexpr int64_t kBytes = Steps<P>::kPanelBytes;
-  const uint32_t* const step = b.w + b.panels * Steps<P>::kPanelWords;
-  const uint8_t* const next = reinterpret_cast<const uint8_t*>(step) + panel * kBytes;
-  if constexpr (P == kInt8 && kDotAhead && R > 1) {
-    if (N <= kDotPanels && b.tiles == 1) {
-      add_groups<P, R, N, N>(b.w, panel, b.panels, x, x_row, b.steps, acc, next);
-    } else {
-      constexpr int kMine = N > 1 ? N / 2 : 1;
-      const uint8_t* const mine = next + (N > 1 && row > 0 ? kMine * kBytes : 0);
-      add_groups<P, R, N, kMine>(b.w, panel, b.panels, x, x_row, b.steps, acc, mine);
-    }
-  } else {
-    for (int64_t i = 0; i < N * kBytes; i += 64) __builtin_prefetch(next + i);
-    add_groups<P, R, N>(b.w, panel, b.panels, x, x_row, b.steps, acc);
-  }
-}
 
 // Adds the block to the sums of R rows from `row` and N panels from `panel`.
 template <Precision P, int R, int N>
@@ -75,24 +58,28 @@ template <Precision P, int R, int N>
   constexpr bool kChain = Steps<P>::kQuantized;  // goes on from the sum so far
   float* const sums = b.sums + row * kSumStride + panel * kLanes;
   F acc[R][N];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
       acc[r][n] = kChain && !b.first ? fload(sums + r * kSumStride + n * kLanes) : fset(0.0f);
     }
   }
+  const bool asks = b.few && row == 0;
   if constexpr (Steps<P>::kQuantized) {
-    if (b.streamed) {
-      add_streamed<P, R, N>(b, panel, x, x_row, row, acc);
+    constexpr bool kMayAsk = N == 1;
+    if (kMayAsk && asks) {
+      const uint32_t* const ahead = b.w + b.words<P>() + panel * b.steps * Steps<P>::kPanelWords;
+      add_groups<P, R, N, kMayAsk>(b.w, panel, b.panels, x, x_row, b.steps, acc, ahead);
     } else {
       add_groups<P, R, N>(b.w, panel, b.panels, x, x_row, b.steps, acc);
     }
+  } else if (R == 1 || asks) {
+    tile<P, R, N, kAheadOne>(b.w + panel * kLanes, b.panels * kLanes, x, x_row, b.steps, acc);
   } else {
-    tile<P, R, N, R == 1 ? kAheadOne : 0>(b.w + panel * kLanes, b.panels * kLanes, x, x_row,
-                                          b.steps, acc);
+    tile<P, R, N>(b.w + panel * kLanes, b.panels * kLanes, x, x_row, b.steps, acc);
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
@@ -105,17 +92,14 @@ template <Precision P, int R, int N>
 template <Precision P, int R>
 void product_panels(const Block& b, int begin, int end, const uint32_t* x, int64_t x_row,
                     int64_t row) {
-  constexpr int kPanels = Steps<P>::kQuantized ? (R == 1 ? kDotPanelsOne : kDotPanels)
-                                               : (R == 1 ? kTilePanelsOne : kTilePanels);
-  constexpr int kShared = P == kInt8 && R > 1 ? kDotPanelsShared : kPanels;
+  constexpr bool kDots = Steps<P>::kQuantized, kBytes = P == kInt8;
+  constexpr int kPanels = R == 1         ? (kDots ? kDotPanelsOne : kTilePanelsOne)
+                          : R > kDotRows ? 1
+                          : kBytes       ? kDotPanelsBytes
+                          : kDots        ? kDotPanels
+                                         : kTilePanels;
   int panel = begin;
-  if constexpr (kShared != kPanels) {
-    const bool shared = !b.streamed || b.tiles > 1;
-    for (; shared && panel + kShared <= end; panel += kShared) {
-      product_tile<P, R, kShared>(b, panel, x, x_row, row);
-    }
-  }
-  for (; panel + kPanels <= end; panel += kPanels) {
+  for (; (!kDots || !b.few) && panel + kPanels <= end; panel += kPanels) {
     product_tile<P, R, kPanels>(b, panel, x, x_row, row);
   }
   for (; panel < end; ++panel) product_tile<P, R, 1>(b, panel, x, x_row, row);
@@ -131,37 +115,29 @@ void product_rows(int rows, const Block& b, int begin, int end, const uint32_t* 
   }
 }
 
-// Asks for memory to come as far as the second-level cache.
-inline void ask_for(const uint32_t* from, int64_t words) {
-  for (int64_t i = 0; i < words; i += 16) __builtin_prefetch(from + i, 0, 2);
-}
-
 // Sums of panels [from, to) of the group that begins at panel `group`, for `rows` rows of x.
 template <Precision P>
 void product_group(const gpt2f::PackedLinear& linear, int64_t group, int from, int to,
                    const uint32_t* x, int64_t x_row, int64_t rows, float* sums) {
   using S = Steps<P>;
-  constexpr int kRows = S::kQuantized ? kDotRows : kTileRows;
   const int64_t steps = S::count(linear.inputs), left = linear.panels() - group;
   const int64_t panels = left < gpt2f::kGroupPanels ? left : gpt2f::kGroupPanels;
   const uint32_t* const words = linear.words + group * S::kPanelWords * steps;
-  // With few rows memory sets the pace: panels of a step lie behind each other.
-  const bool streamed = S::kQuantized && rows > 1 && rows <= 2 * kRows;
-  const int64_t block = streamed ? 1 : S::kBlock;
-  for (int64_t s0 = 0; s0 < steps; s0 += block) {
-    const int64_t count = steps - s0 < block ? steps - s0 : block;
-    const int64_t tiles = (rows + kRows - 1) / kRows;
-    // The next block comes from memory while this one is worked on.
-    const Block b{
-        words + s0 * panels * S::kPanelWords, panels, count, tiles, s0 == 0, streamed, sums};
-    const uint32_t* next = b.w + count * panels * S::kPanelWords;
-    const int64_t asked = (next - b.w + tiles - 1) / tiles;
+  constexpr int kRows = S::kQuantized ? kDotRows : kTileRows;
+  constexpr int kFew = S::kQuantized ? kFewRows : kTileRows;
+  // A second tile of int4 costs more than many rows do.
+  const bool few = rows > 1 && rows <= (P == kInt4 ? 1 : 2) * kFew;
+  const int64_t most = few ? kFew : kRows, tiles = (rows + most - 1) / most;
+  for (int64_t s0 = 0; s0 < steps; s0 += S::kBlock) {
+    const int64_t count = steps - s0 < S::kBlock ? steps - s0 : S::kBlock;
+    const Block b{words + s0 * panels * S::kPanelWords, panels, count, s0 == 0, few, sums};
+    const uint32_t* next = b.w + b.words<P>();
+    const int64_t asked = (b.words<P>() + tiles - 1) / tiles;
     for (int64_t row = 0, left = tiles; row < rows; --left) {
       const int take = static_cast<int>((rows - row + left - 1) / left);
-      if (tiles > 2) ask_for(next, asked);
+      if (!few && tiles > 1) ask_for(next, asked);
       next += asked;
-      product_rows<P, kRows>(take, b, from, to, x + row * x_row + s0 * S::kOperandWords, x_row,
-                             row);
+      product_rows<P, kFew>(take, b, from, to, x + row * x_row + s0 * S::kOperandWords, x_row, row);
       row += take;
     }
   }

@@ -192,36 +192,41 @@ Operand operand_of(const void* x, int64_t stride, int64_t rows, int64_t inputs, 
 }
 
 // Adds `steps` groups to the sums of R rows and N panels. `w` is the first panel's part of the
-// first step, `panel` of the `panels` that lie side by side there. On the way A panels of int8
-// weights from `ahead` are asked for.
-template <Precision P, int R, int N, int A = 0>
+// first step, `panel` of the `panels` that lie side by side there. On the way, if kAsk, as much
+// memory from `ahead` on is asked for as is read.
+template <Precision P, int R, int N, bool kAsk = false>
 [[gnu::always_inline]] inline void add_groups(const uint32_t* w, int64_t panel, int64_t panels,
                                               const uint32_t* x, int64_t x_row, int64_t steps,
                                               F (&acc)[R][N],
-                                              [[maybe_unused]] const uint8_t* ahead = nullptr) {
+                                              [[maybe_unused]] const uint32_t* ahead = nullptr) {
   using S = Steps<P>;
   for (int64_t g = 0; g < steps; ++g) {
     U sums[R][N];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const U correction = uset(x[r * x_row + S::kIntegers + 1]);
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) sums[r][n] = correction;
     }
     const uint8_t* const bytes = reinterpret_cast<const uint8_t*>(w);
-    if constexpr (A > 0) {
-      dot_bytes<R, N, A>(bytes + panel * S::kPanelBytes, x, x_row, sums, ahead);
-    } else if constexpr (P == kInt8) {
-      dot_bytes<R, N>(bytes + panel * S::kPanelBytes, x, x_row, sums);
+    if constexpr (kAsk && P == kInt8 && kDotAsks) {
+      dot_bytes<R, N, S::kPanelWords * 4 * N>(bytes + panel * S::kPanelBytes, x, x_row, sums,
+                                              ahead);
     } else {
-      dot_nibbles<R, N>(bytes + panel * S::kPanelBytes, x, x_row, sums);
+      if constexpr (kAsk) ask_for(ahead, S::kPanelWords * N);
+      if constexpr (P == kInt8) {
+        dot_bytes<R, N>(bytes + panel * S::kPanelBytes, x, x_row, sums);
+      } else {
+        dot_nibbles<R, N>(bytes + panel * S::kPanelBytes, x, x_row, sums);
+      }
     }
+    if constexpr (kAsk) ahead += S::kPanelWords * N;
     const uint16_t* const scales =
         reinterpret_cast<const uint16_t*>(bytes + panels * S::kPanelBytes) + panel * kLanes;
     F scale[N];
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) scale[n] = bf16_load(scales + n * kLanes);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const F s = as_f(uset(x[r * x_row + S::kIntegers]));
 #pragma GCC unroll 8

@@ -21,11 +21,12 @@ constexpr int kTileRows = 6;
 constexpr int kTilePanelsOne = 4;
 constexpr int kTilePanels = 1;
 constexpr int kDotRows = 6;
+constexpr int kFewRows = 6;
 constexpr int kDotPanelsOne = 4;
 constexpr int kDotPanels = 1;
-constexpr int kDotPanelsShared = 1;
+constexpr int kDotPanelsBytes = 1;
 constexpr int kAheadOne = 4096;
-constexpr bool kDotAhead = false;
+constexpr bool kDotAsks = false;
 constexpr bool kDotPair = false;
 #if defined(__AVXVNNI__)
 constexpr bool kDot16 = false;
@@ -186,7 +187,7 @@ constexpr bool kHalvesTogether = true;
 template <int R, int H>
 [[gnu::always_inline]] inline void dot_add(const __m256i (&v)[H], const uint32_t* x, int64_t x_row,
                                            __m256i (&out)[H][R]) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
     const __m256i xs = _mm256_set1_epi32(static_cast<int>(x[r * x_row]));
 #pragma GCC unroll 2
@@ -201,7 +202,7 @@ template <int R, int H>
 [[gnu::always_inline]] inline void clear(__m256i (&out)[H][R]) {
 #pragma GCC unroll 2
   for (int h = 0; h < H; ++h) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) out[h][r] = _mm256_setzero_si256();
   }
 }
@@ -258,7 +259,7 @@ template <int R, int H>
   __m256i low[H][R], high[H][R];
 #pragma GCC unroll 2
   for (int h = 0; h < H; ++h) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) low[h][r] = high[h][r] = _mm256_setzero_si256();
   }
 #pragma GCC unroll 1
@@ -271,7 +272,7 @@ template <int R, int H>
       v0[h] = _mm256_unpacklo_epi8(v, _mm256_setzero_si256());
       v1[h] = _mm256_unpackhi_epi8(v, _mm256_setzero_si256());
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const __m256i xs = _mm256_castpd_si256(
           _mm256_broadcast_sd(reinterpret_cast<const double*>(x + r * x_row + 2 * s)));
@@ -284,7 +285,7 @@ template <int R, int H>
   }
 #pragma GCC unroll 2
   for (int h = 0; h < H; ++h) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) out[h][r] = _mm256_hadd_epi32(low[h][r], high[h][r]);
   }
 }
@@ -296,7 +297,7 @@ template <int R, int H>
   __m256i sums[H][R];  // 16-bit: sixteen products of at most 15 * 127 stay below 2^15
 #pragma GCC unroll 2
   for (int h = 0; h < H; ++h) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) sums[h][r] = _mm256_setzero_si256();
   }
 #pragma GCC unroll 1
@@ -309,7 +310,7 @@ template <int R, int H>
       low[h] = _mm256_and_si256(v, mask);
       high[h] = _mm256_and_si256(_mm256_srli_epi32(v, 4), mask);
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const __m256i x0 = _mm256_set1_epi32(static_cast<int>(x[r * x_row + 2 * s]));
       const __m256i x1 = _mm256_set1_epi32(static_cast<int>(x[r * x_row + 2 * s + 1]));
@@ -322,7 +323,7 @@ template <int R, int H>
   }
 #pragma GCC unroll 2
   for (int h = 0; h < H; ++h) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) out[h][r] = _mm256_madd_epi16(sums[h][r], _mm256_set1_epi16(1));
   }
 }

@@ -17,25 +17,26 @@ constexpr int kTilePanelsOne = 4; // panels beside one row
 constexpr int kTilePanels = 4;    // panels beside several rows
 // The same for integer products, which hold the sums of a group beside the sums of the row.
 constexpr int kDotRows = 6;
+constexpr int kFewRows = 12;  // beside one panel, where memory sets the pace
 constexpr int kDotPanelsOne = 4;
 constexpr int kDotPanels = 2;
 constexpr int kAheadOne = 4096;  // bytes that a product of one row asks for before it comes to them
 #if defined(__AVX512VNNI__)
 constexpr bool kDot16 = false;  // activations beside 8-bit weights are bytes, or 16 bits wide
-constexpr bool kDotAhead = true;  // dot_bytes asks for memory on its way
-// Panels of 8-bit weights that several tiles of rows share. With four, the sums of the rows do not
-// fit beside those of the group and wait on the stack: 38 instructions for 24 products instead of
-// 23 for 12. Processors that issue four a cycle, of which two may be products, gain by that; later
-// ones issue more, and on Zen 5 every store of 64 bytes costs a product and a half.
+constexpr bool kDotAsks = true;  // dot_bytes asks for memory on its way
+// Panels of 8-bit weights beside several rows. With four, the sums of the rows do not fit beside
+// those of the group and wait on the stack: 38 instructions for 24 products instead of 23 for 12.
+// Processors that issue four a cycle, of which two may be products, gain by that; later ones issue
+// more, and on Zen 5 every store of 64 bytes costs a product and a half.
 #if defined(__AVX512BF16__)
-constexpr int kDotPanelsShared = kDotPanels;
+constexpr int kDotPanelsBytes = kDotPanels;
 #else
-constexpr int kDotPanelsShared = 4;
+constexpr int kDotPanelsBytes = 4;
 #endif
 #else
-constexpr int kDotPanelsShared = kDotPanels;
+constexpr int kDotPanelsBytes = kDotPanels;
 constexpr bool kDot16 = true;
-constexpr bool kDotAhead = false;
+constexpr bool kDotAsks = false;
 #endif
 #if defined(__AVX512BF16__)
 constexpr bool kDotPair = true;  // dot_pair is one instruction
@@ -154,11 +155,11 @@ inline U add_neighbours(U a, U b) {
 #endif
 
 // out[r][n] += sum of u_k x_k over a group of 64; u bytes [16][16 outputs][4] of panels 1024 bytes
-// apart, x as kDot16 says. On the way A panels from `ahead` are asked for.
-template <int R, int N, int A = 0>
+// apart, x as kDot16 says. On the way kAsked bytes from `ahead` are asked for.
+template <int R, int N, int kAsked = 0>
 [[gnu::always_inline]] inline void dot_bytes(const uint8_t* w, const uint32_t* x, int64_t x_row,
                                              U (&out)[R][N],
-                                             [[maybe_unused]] const uint8_t* ahead = nullptr) {
+                                             [[maybe_unused]] const uint32_t* ahead = nullptr) {
 #if defined(__AVX512VNNI__)
   if constexpr (R == 1) {  // in the order of memory
 #pragma GCC unroll 8
@@ -174,12 +175,13 @@ template <int R, int N, int A = 0>
     return;
   }
   for (int s = 0; s < 16; ++s) {
-#pragma GCC unroll 2
-    for (int a = 0; a < A; ++a) __builtin_prefetch(ahead + a * 1024 + s * 64);
+    if constexpr (kAsked > 0) {
+      __builtin_prefetch(reinterpret_cast<const uint8_t*>(ahead) + s * (kAsked / 16));
+    }
     U panel[N];
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) panel[n] = _mm512_loadu_si512(w + n * 1024 + s * 64);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const U xs = uset(x[r * x_row + s]);
 #pragma GCC unroll 8
@@ -193,13 +195,13 @@ template <int R, int N, int A = 0>
 #pragma GCC unroll 8
   for (int n = 0; n < N; ++n) {
     U low[R], high[R];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) low[r] = high[r] = uset(0);
     for (int s = 0; s < 16; ++s) {
       if constexpr (R == 1) __builtin_prefetch(w + n * 1024 + s * 64 + kAheadOne);
       const U v = _mm512_loadu_si512(w + n * 1024 + s * 64);
       const U v0 = _mm512_unpacklo_epi8(v, uset(0)), v1 = _mm512_unpackhi_epi8(v, uset(0));
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
         long long pair;
         __builtin_memcpy(&pair, x + r * x_row + 2 * s, sizeof pair);
@@ -210,7 +212,7 @@ template <int R, int N, int A = 0>
         hold(high[r]);
       }
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) out[r][n] = uadd(out[r][n], add_neighbours(low[r], high[r]));
   }
 #endif
@@ -239,7 +241,7 @@ template <int R, int N>
   }
 #else
   U sums[R][N];  // 16-bit: sixteen products of at most 15 * 127 stay below 2^15
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) sums[r][n] = uset(0);
@@ -254,7 +256,7 @@ template <int R, int N>
       low[n] = uand(v, mask);
       high[n] = uand(ushr<4>(v), mask);
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const U x0 = uset(x[r * x_row + 2 * s]), x1 = uset(x[r * x_row + 2 * s + 1]);
 #pragma GCC unroll 8
@@ -272,7 +274,7 @@ template <int R, int N>
     }
   }
 #if !defined(__AVX512VNNI__)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {

@@ -21,11 +21,12 @@ constexpr int kTileRows = 6;
 constexpr int kTilePanelsOne = 4;
 constexpr int kTilePanels = 1;
 constexpr int kDotRows = 4;
+constexpr int kFewRows = 4;
 constexpr int kDotPanelsOne = 1;
 constexpr int kDotPanels = 1;
-constexpr int kDotPanelsShared = 1;
+constexpr int kDotPanelsBytes = 1;
 constexpr int kAheadOne = 4096;
-constexpr bool kDotAhead = false;
+constexpr bool kDotAsks = false;
 constexpr bool kDot16 = false;
 constexpr bool kDotPair = false;
 

@@ -22,11 +22,12 @@ constexpr int kTileRows = 2;
 constexpr int kTilePanelsOne = 1;
 constexpr int kTilePanels = 1;
 constexpr int kDotRows = 2;
+constexpr int kFewRows = 2;
 constexpr int kDotPanelsOne = 1;
 constexpr int kDotPanels = 1;
-constexpr int kDotPanelsShared = 1;
+constexpr int kDotPanelsBytes = 1;
 constexpr int kAheadOne = 4096;
-constexpr bool kDotAhead = false;
+constexpr bool kDotAsks = false;
 constexpr bool kDot16 = false;
 constexpr bool kDotPair = false;
 
