@@ -16,8 +16,8 @@ namespace {
 
 // Scores of N pages become weights, not yet divided by their sum.
 template <Precision C, int N>
-inline void weights_of(const Pages& pages, const gpt2f::CacheLayout& cache, int64_t j, F highest,
-                       float* row, F& sum) {
+[[gnu::always_inline]] inline void weights_of(const Pages& pages, const gpt2f::CacheLayout& cache,
+                                              int64_t j, F highest, float* row, F& sum) {
   F p[N];
 #pragma GCC unroll 8
   for (int n = 0; n < N; ++n) p[n] = fsub(fload(row + (j + n) * 16), highest);
@@ -26,6 +26,20 @@ inline void weights_of(const Pages& pages, const gpt2f::CacheLayout& cache, int6
   for (int n = 0; n < N; ++n) {
     sum = fadd(sum, store_weights<C>(reinterpret_cast<uint32_t*>(row), j + n, p[n], cache, pages));
   }
+}
+
+// The same of all pages of one query, whose highest score is known; returns the sum.
+template <Precision C>
+[[gnu::noinline]] float query_weights(const Pages& pages, const gpt2f::CacheLayout& cache,
+                                      int64_t page_count, F top, float* row) {
+  const F highest = fset(fmost(top));
+  F sum = fset(0.0f);
+  int64_t j = 0;
+  for (; j + kSinkPanels <= page_count; j += kSinkPanels) {
+    weights_of<C, kSinkPanels>(pages, cache, j, highest, row, sum);
+  }
+  for (; j < page_count; ++j) weights_of<C, 1>(pages, cache, j, highest, row, sum);
+  return fsum(sum);
 }
 
 // Weights of R queries for every page: softmax of their scores, not yet divided by sums[r].
@@ -48,15 +62,7 @@ void attention_weights(const Pages& pages, const gpt2f::CacheLayout& cache, cons
                          top);
   }
   for (int r = 0; r < R; ++r) {
-    const F highest = fset(fmost(top[r]));
-    F sum = fset(0.0f);
-    float* const row = scores + r * score_row;
-    int64_t j = 0;
-    for (; j + kSinkPanels <= page_count; j += kSinkPanels) {
-      weights_of<C, kSinkPanels>(pages, cache, j, highest, row, sum);
-    }
-    for (; j < page_count; ++j) weights_of<C, 1>(pages, cache, j, highest, row, sum);
-    sums[r] = fsum(sum);
+    sums[r] = query_weights<C>(pages, cache, page_count, top[r], scores + r * score_row);
   }
 }
 
@@ -104,8 +110,8 @@ template <Precision C, int R, int N>
 
 // Words [row, end) of V for one query, which does not see the second half of the last if `half`.
 template <Precision C, int N>
-void own_values(const Values<C>& values, const uint32_t* weights, int64_t row, int64_t end,
-                bool half, F (&sums)[N]) {
+[[gnu::noinline]] void own_values(const Values<C>& values, const uint32_t* weights, int64_t row,
+                                  int64_t end, bool half, F (&sums)[N]) {
   const int64_t per_page = values.cache.value_rows;
   F acc[1][N];
   for (int n = 0; n < N; ++n) acc[0][n] = sums[n];
@@ -126,6 +132,7 @@ void attention_values(const Values<C>& values, const uint32_t* weights, int64_t 
   constexpr int64_t kChunkWords = gpt2f::kChunk / kPerWord<C>;
   const int64_t common = count[0] / kPerWord<C>;  // words whole for every query
   F total[R][N];
+#pragma GCC unroll 1  // in memory all the same
   for (int r = 0; r < R; ++r) {
     for (int n = 0; n < N; ++n) total[r][n] = fset(0.0f);
   }
@@ -134,6 +141,7 @@ void attention_values(const Values<C>& values, const uint32_t* weights, int64_t 
     const int64_t shared = common < row ? row : common < end ? common : end;
     F chunk[R][N];
     common_values<C, R, N>(values, weights, weight_row, row, shared, chunk);
+#pragma GCC unroll 1
     for (int r = 0; r < R; ++r) {
       const int64_t seen = (count[r] + kPerWord<C> - 1) / kPerWord<C>;
       if (shared < end && shared < seen) {
@@ -144,6 +152,7 @@ void attention_values(const Values<C>& values, const uint32_t* weights, int64_t 
       for (int n = 0; n < N; ++n) total[r][n] = fadd(total[r][n], chunk[r][n]);
     }
   }
+#pragma GCC unroll 1
   for (int r = 0; r < R; ++r) {
     for (int n = 0; n < N; ++n) {
       sink(r, values.panel + n, fdiv(total[r][n], fset(sums[r])));

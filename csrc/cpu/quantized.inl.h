@@ -93,7 +93,7 @@ class GroupWriter {
   // N groups from group `first` of those that wait. What is not finite makes its whole group, and
   // so the row's results, NaN.
   template <int N>
-  void flush(int first = 0) {
+  [[gnu::noinline]] void flush(int first = 0) {
     filled_ = 0;
     const float* const from = pending_ + first * S::kGroup;
     Magnitude magnitude[N];
