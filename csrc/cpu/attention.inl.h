@@ -35,8 +35,8 @@ template <Precision C>
   const F highest = fset(fmost(top));
   F sum = fset(0.0f);
   int64_t j = 0;
-  for (; j + kSinkPanels <= page_count; j += kSinkPanels) {
-    weights_of<C, kSinkPanels>(pages, cache, j, highest, row, sum);
+  for (; j + kSideBySide <= page_count; j += kSideBySide) {
+    weights_of<C, kSideBySide>(pages, cache, j, highest, row, sum);
   }
   for (; j < page_count; ++j) weights_of<C, 1>(pages, cache, j, highest, row, sum);
   return fsum(sum);

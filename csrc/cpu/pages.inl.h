@@ -55,8 +55,9 @@ inline F store_weights(uint32_t* row, int64_t page, F p, const gpt2f::CacheLayou
 
 // Keeps the scores of a page, masked behind the query's count.
 inline void keep_scores(F score, float scale, int64_t page, int64_t count, float* row, F& top) {
-  const M seen = first_clamped(count - page * 16);
-  const F kept = fselect(seen, fmul(score, fset(scale)), fset(-__builtin_inff()));
+  F kept = fmul(score, fset(scale));
+  const int64_t seen = count - page * 16;
+  if (seen < 16) kept = fselect(first_clamped(seen), kept, fset(-__builtin_inff()));
   top = fmax(kept, top);
   fstore(row + page * 16, kept);
 }

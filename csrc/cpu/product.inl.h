@@ -143,8 +143,6 @@ void product_group(const gpt2f::PackedLinear& linear, int64_t group, int from, i
   }
 }
 
-constexpr int kSinkPanels = kTilePanels;  // side by side, for sinks that are chains of waits
-
 template <int N, typename Sink>
 void sink_panels(const float* sums, int64_t group, int panel, int64_t row, const Sink& sink) {
   F each[N];
@@ -168,8 +166,8 @@ void product_range(const gpt2f::PackedLinear& linear, int64_t begin, int64_t end
       product_group<P>(linear, group, from, to, x.words + row0 * x.row, x.row, taken, sums);
       for (int64_t row = 0; row < taken; ++row) {
         int panel = from;
-        for (; panel + kSinkPanels <= to; panel += kSinkPanels) {
-          sink_panels<kSinkPanels>(sums + row * kSumStride, group, panel, row0 + row, sink);
+        for (; panel + kSideBySide <= to; panel += kSideBySide) {
+          sink_panels<kSideBySide>(sums + row * kSumStride, group, panel, row0 + row, sink);
         }
         for (; panel < to; ++panel) {
           sink_panels<1>(sums + row * kSumStride, group, panel, row0 + row, sink);

@@ -9,8 +9,11 @@ namespace {
 
 inline F fneg(F a) { return as_f(uxor(as_u(a), uset(0x80000000u))); }
 
-// e^x of N times sixteen numbers, side by side: one alone is a chain of waits. 0 below -86 (4e-38,
-// next to the smallest normal float), infinity where it is no float any more, NaN for NaN.
+// Vectors that a long chain of operations takes side by side: one alone mostly waits.
+constexpr int kSideBySide = kTilePanels;
+
+// e^x of N times sixteen numbers. 0 below -86 (4e-38, next to the smallest normal float), infinity
+// where it is no float any more, NaN for NaN.
 template <int N>
 [[gnu::always_inline]] inline void fexp(F (&x)[N]) {
   const F low = fset(-86.0f);
