@@ -118,6 +118,30 @@ def test_published_widths_on_every_instruction_set(precision: str, name: str) ->
         np.testing.assert_array_equal(logits.view(np.uint32), seen[0].view(np.uint32))
 
 
+@pytest.mark.parametrize("isa", _C.isas())
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_small_number_of_rows_together(precision: str, isa: str) -> None:
+    """Products take them in tiles of other shapes, and matrices in several blocks of inputs."""
+    config = GPT2Config(
+        n_layer=1, n_embd=320, n_head=5, n_ctx=512, vocab_size=100, n_inner=600, eos_token_id=None
+    )
+    engine = made(config, precision, isa, 1, 2)
+    for parameter, array in perturbed(RandomSource(config, 4)):
+        engine.load(parameter, array, "F32")
+    tokens = list(some_tokens(5, sum(range(31)), 100))
+    one, many = engine.open(), engine.open()
+
+    alone = [engine.step([(one, [token], ALL_ROWS)])[0] for token in tokens]
+    together = [
+        engine.step([(many, tokens[rows * (rows - 1) // 2 :][:rows], ALL_ROWS)])[0]
+        for rows in range(1, 31)
+    ]
+
+    np.testing.assert_array_equal(
+        np.concatenate(together).view(np.uint32), np.concatenate(alone).view(np.uint32)
+    )
+
+
 @pytest.mark.parametrize("precision", ["bf16", "int8, int8 cache"])
 def test_forked_sequences_equal_separate_ones(precision: str) -> None:
     engine = small_engine(precision, _C.isas()[-1], 2)
