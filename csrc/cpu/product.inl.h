@@ -5,8 +5,8 @@
 // Work     panels are split over the lanes, K never; a lane that is done helps the others; rows go
 //          through registers kTileRows or, beside int8 and int4, kDotRows at a time. Few rows
 //          beside those take one panel after the other, in the order of memory.
-// Traffic  each weight word once from memory per 256 rows, x from cache: 4 K N bytes (fp32) or
-//          2 K N (bf16). At 33 GB/s GPT-2 small's 124 M weights take 15 ms or 7.5 ms. The weights
+// Traffic  each weight word once from memory per 96 to 252 rows, x from cache: 4 K N bytes in fp32,
+//          2 K N in bf16. At 33 GB/s GPT-2 small's 124 M weights take 15 ms or 7.5 ms. The weights
 //          of the next block are asked for while this one is worked on.
 // Numerics one fused multiply-add chain per 96 elements of K, in order; block sums added in order.
 //          Lanes lie along outputs, so a sum has one order whatever the tile or the vector width.
@@ -151,30 +151,27 @@ void sink_panels(const float* sums, int64_t group, int panel, int64_t row, const
   sink(row, (group + panel) * kLanes, each);
 }
 
-// Panels [begin, end) of `linear`, for all rows. `sums` holds kRowBlock x 64 floats. A column's
-// rows reach the sink in order.
+// Panels [begin, end) of `linear`, for rows [first, first + rows). `sums` holds kRowBlock x 64
+// floats. A column's rows reach the sink in order.
 template <Precision P, typename Sink>
 void product_range(const gpt2f::PackedLinear& linear, int64_t begin, int64_t end, const Operand& x,
-                   int64_t rows, float* sums, const Sink& sink) {
+                   int64_t first, int64_t rows, float* sums, const Sink& sink) {
   constexpr int64_t kGroup = gpt2f::kGroupPanels;
-  for (int64_t row0 = 0; row0 < rows; row0 += gpt2f::kRowBlock) {
-    const int64_t taken = rows - row0 < gpt2f::kRowBlock ? rows - row0 : gpt2f::kRowBlock;
-    for (int64_t p0 = begin; p0 < end;) {
-      const int64_t group = p0 / kGroup * kGroup;
-      const int from = static_cast<int>(p0 - group);
-      const int to = static_cast<int>(end - group < kGroup ? end - group : kGroup);
-      product_group<P>(linear, group, from, to, x.words + row0 * x.row, x.row, taken, sums);
-      for (int64_t row = 0; row < taken; ++row) {
-        int panel = from;
-        for (; panel + kSideBySide <= to; panel += kSideBySide) {
-          sink_panels<kSideBySide>(sums + row * kSumStride, group, panel, row0 + row, sink);
-        }
-        for (; panel < to; ++panel) {
-          sink_panels<1>(sums + row * kSumStride, group, panel, row0 + row, sink);
-        }
+  for (int64_t p0 = begin; p0 < end;) {
+    const int64_t group = p0 / kGroup * kGroup;
+    const int from = static_cast<int>(p0 - group);
+    const int to = static_cast<int>(end - group < kGroup ? end - group : kGroup);
+    product_group<P>(linear, group, from, to, x.words + first * x.row, x.row, rows, sums);
+    for (int64_t row = 0; row < rows; ++row) {
+      int panel = from;
+      for (; panel + kSideBySide <= to; panel += kSideBySide) {
+        sink_panels<kSideBySide>(sums + row * kSumStride, group, panel, first + row, sink);
       }
-      p0 = group + to;
+      for (; panel < to; ++panel) {
+        sink_panels<1>(sums + row * kSumStride, group, panel, first + row, sink);
+      }
     }
+    p0 = group + to;
   }
 }
 
@@ -183,14 +180,28 @@ inline int64_t panel_unit(int64_t panels, const Lane& lane) {
   return panels / gpt2f::kGroupPanels >= 4 * lane.size ? gpt2f::kGroupPanels : 1;
 }
 
+// Rows that half a second-level cache holds while all weights go by, in whole tiles.
+inline int64_t rows_at_once(int64_t rows, int64_t row_words) {
+  constexpr int64_t kTiles = 12, kBytes = int64_t{512} << 10;
+  constexpr int64_t kMost = gpt2f::kRowBlock / kTiles * kTiles, kLeast = 8 * kTiles;
+  const int64_t fit = kBytes / (row_words * 4);
+  const int64_t most = fit > kMost ? kMost : fit < kLeast ? kLeast : fit;
+  const int64_t blocks = (rows + most - 1) / most;
+  return round_up((rows + blocks - 1) / blocks, kTiles);
+}
+
 template <Precision P, typename Sink>
 void product(const gpt2f::PackedLinear& linear, const Operand& x, int64_t rows, float* scratch,
              int64_t scratch_stride, const Lane& lane, const Sink& sink) {
-  const int64_t panels = linear.panels();
+  const int64_t panels = linear.panels(), block = rows_at_once(rows, x.row);
   float* const sums = scratch + lane.rank * scratch_stride;
-  gpt2f::take_shares(panels, panel_unit(panels, lane), lane, [&](int64_t begin, int64_t end) {
-    product_range<P>(linear, begin, end, x, rows, sums, sink);
-  });
+  for (int64_t row = 0; row < rows; row += block) {
+    if (row > 0) lane.sync();  // one sequence of pieces at a time
+    const int64_t taken = rows - row < block ? rows - row : block;
+    gpt2f::take_shares(panels, panel_unit(panels, lane), lane, [&](int64_t begin, int64_t end) {
+      product_range<P>(linear, begin, end, x, row, taken, sums, sink);
+    });
+  }
 }
 
 }  // namespace
