@@ -34,7 +34,7 @@ inline CacheSlot cache_slot(const gpt2f::LnQkvArgs& a, int64_t row, int64_t head
 }
 
 // N times sixteen neighbouring outputs of one head. Of a pair of positions the even one clears the
-// other half of the word; a column's rows come in order, and from one lane.
+// other half of the word; a column's rows come in order, and lanes meet before another goes on.
 template <Precision P, int N>
 void keep_panels(const gpt2f::LnQkvArgs& a, int64_t row, int64_t part, int64_t head, int64_t d,
                  const F (&values)[N]) {
