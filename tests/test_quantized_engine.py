@@ -129,6 +129,24 @@ def test_rows_that_are_not_finite_give_nan_and_spoil_nobody(isa: str, precision:
 
 
 @each_precision
+@each_isa
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("unit", [0, 37, 99])
+def test_one_number_that_is_not_finite_is_seen(
+    isa: str, precision: str, unit: int, sign: int
+) -> None:
+    """A lane of its own in a group, the first group or one at the end of the row."""
+    config = SHAPES["ragged"]
+    parameters = parameters_of(config)
+    # The sum overflows: GELU makes infinity of plus infinity, NaN of minus infinity.
+    parameters["h.0.ln_2.bias"][:] = 5
+    parameters["h.0.mlp.c_fc.weight"][:, unit] = sign * 3e38
+    engine = engine_with(config, precision, parameters, isa)
+
+    assert np.isnan(run_alone(engine, tokens_for(config, 5).tolist())).all()
+
+
+@each_precision
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_weights_must_be_finite(value: float, precision: str) -> None:
     config = SHAPES["ragged"]
