@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <set>
+#include <utility>
 
 #include "core/cpu_budget.h"
 #include "core/error.h"
@@ -66,9 +67,9 @@ std::span<const std::byte> Engine::packed() {
   return weights_.packed();
 }
 
-void Engine::load_packed(const PackedFile& file) {
+void Engine::load_packed(PackedFile file) {
   const std::lock_guard lock(mutex_);
-  weights_.load_packed(file);
+  weights_.load_packed(std::move(file));
 }
 
 CachedSequence& Engine::find(int64_t sequence) {
@@ -138,9 +139,7 @@ void Engine::check_items(std::span<StepItem> items) {
         table_.max_rows);
   check(wishes <= table_.max_rows, ErrorKind::kParameter, "wishes: ", wishes,
         " in one step; at most ", table_.max_rows);
-  const std::vector<std::string> unloaded = weights_.missing();
-  check(unloaded.empty(), ErrorKind::kCheckpoint, "weights: ", unloaded.size(),
-        " parameters were not loaded, among them ", unloaded.empty() ? "" : unloaded.front());
+  weights_.check_complete();
 }
 
 // Rows in the order of items; of the asked, those that draw first.
@@ -314,6 +313,7 @@ void Engine::step(std::span<StepItem> items) {
   for (const StepItem& item : items) {
     find(item.sequence).length += static_cast<int64_t>(item.tokens.size());
   }
+  weights_.used();
 }
 
 }  // namespace gpt2f

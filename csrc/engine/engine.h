@@ -42,7 +42,7 @@ class Engine {
   void load(const std::string& name, const StoredTensor& tensor);
   std::vector<std::string> missing() const { return weights_.missing(); }
   std::span<const std::byte> packed();  // as long as the engine lives
-  void load_packed(const PackedFile& file);
+  void load_packed(PackedFile file);
 
   int64_t open();  // an empty sequence; throws Error (kCapacity) at max_sequences
   int64_t fork(int64_t sequence);  // another with the same past, sharing its blocks

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "core/error.h"
 #include "core/numbers.h"
@@ -106,6 +107,10 @@ void Weights::load(const std::string& name, const StoredTensor& tensor) {
   const auto found = targets_.find(name);
   check(found != targets_.end(), ErrorKind::kParameter, "load: no parameter is called '", name,
         "'");
+  if (file_ != nullptr) {
+    file_->finish();
+    file_.reset();
+  }
   Target& target = found->second;
   check(tensor.shape == target.shape, ErrorKind::kParameter, "load: ", name, " must have shape ",
         shape_text(target.shape), ", got ", shape_text(tensor.shape));
@@ -222,20 +227,29 @@ void Weights::check_host(const char* what) const {
         ": packed weights are for the CPU, this model is on a device");
 }
 
-std::span<const std::byte> Weights::packed() const {
+void Weights::check_complete() const {
+  const std::vector<std::string> names = missing();
+  check(names.empty(), ErrorKind::kCheckpoint, "weights: ", names.size(),
+        " parameters were not loaded, among them ", names.empty() ? "" : names.front());
+  if (file_ != nullptr) file_->check();
+}
+
+std::span<const std::byte> Weights::packed() {
   check_host("packed");
   const std::vector<std::string> names = missing();
   check(names.empty(), ErrorKind::kParameter, "packed: ", names.size(),
         " parameters were not loaded, the first is '", names.empty() ? "" : names.front(), "'");
+  if (file_ != nullptr) file_->finish();
   return {memory_->as<std::byte>(), static_cast<size_t>(bytes_)};
 }
 
-void Weights::load_packed(const PackedFile& file) {
+void Weights::load_packed(PackedFile file) {
   check_host("load_packed");
   check(file.bytes == bytes_, ErrorKind::kCheckpoint, "wanted ", bytes_,
         " bytes of packed weights, got ", file.bytes);
   for (auto& [name, target] : targets_) target.loaded = false;
-  read_packed(place_->pool(), file, memory_->as<std::byte>());
+  file_.reset();
+  file_ = std::make_unique<LoadedFile>(place_->pool(), std::move(file), memory_->as<std::byte>());
   for (auto& [name, target] : targets_) target.loaded = true;
 }
 

@@ -40,12 +40,19 @@ class Weights {
   std::vector<std::string> missing() const;
 
   // All parameters as they lie in memory, the same for every instruction set, for load_packed().
-  // Throws Error: kParameter where the weights are not on the host or a parameter is missing.
-  std::span<const std::byte> packed() const;
+  // Throws Error: kParameter where the weights are not on the host or a parameter is missing, and
+  // as LoadedFile::finish().
+  std::span<const std::byte> packed();
   // In place of load(): what packed() gave for the same shape and precision. Throws Error:
   // kParameter where the weights are not on the host, kCheckpoint for a wrong size and as
-  // read_packed(); every parameter is missing then.
-  void load_packed(const PackedFile& file);
+  // LoadedFile; every parameter is missing then.
+  void load_packed(PackedFile file);
+  // Throws Error (kCheckpoint) where a parameter is missing, and as LoadedFile::check().
+  void check_complete() const;
+  // After a step: see LoadedFile::used().
+  void used() const {
+    if (file_ != nullptr) file_->used();
+  }
 
   const Layer& layer(int64_t i) const { return layers_[static_cast<size_t>(i)]; }
   const LayernormParameters& final_norm() const { return final_norm_; }
@@ -84,6 +91,7 @@ class Weights {
   Place* place_ = nullptr;
   int64_t bytes_ = 0;
   std::unique_ptr<Region> memory_;
+  std::unique_ptr<LoadedFile> file_;  // null unless load_packed() filled the memory
   std::vector<Layer> layers_;
   LayernormParameters final_norm_{};
   PackedLinear head_;

@@ -113,8 +113,8 @@ py::array packed(const py::object& self) {
 
 void load_packed(Engine& engine, int descriptor, int64_t offset, int64_t bytes, int64_t piece,
                  std::vector<uint32_t> checksums) {
-  const PackedFile file{descriptor, offset, bytes, piece, std::move(checksums)};
-  without_gil([&] { engine.load_packed(file); });
+  PackedFile file{descriptor, offset, bytes, piece, std::move(checksums)};
+  without_gil([&] { engine.load_packed(std::move(file)); });
 }
 
 SampleParameters draw(float temperature, int32_t top_k, float top_p, float min_p, bool openai_top_p,

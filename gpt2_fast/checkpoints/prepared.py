@@ -6,7 +6,8 @@ the engine. Its order is the same for every instruction set and has a name, LAYO
 one checksum covers) and `crc32c` (a checksum of each piece, eight hexadecimal digits, separated by
 spaces). Beside it lie `config.json` and the vocabulary, as in every other folder.
 
-The bytes are read, not mapped; csrc/engine/packed_file.h says why.
+The bytes begin at a multiple of a page, so that a large file can be mapped while it is loaded;
+csrc/engine/packed_file.h says how. Where they begin elsewhere, they are read.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ LAYOUT = "cpu-1"
 PRECISIONS = ("fp32", "bf16", "int8", "int4")
 
 _TENSOR = "weights"
-_ALIGNMENT = 64
+_ALIGNMENT = 4096  # a page; where the system has larger ones, the weights are read
 _PIECE = 1 << 20  # stays in a core's second cache until it has been checked
 _LEAST_PIECE, _MOST_PIECE = 1 << 12, 1 << 30
 _CHECKSUM = re.compile(r"[0-9a-f]{8}")
