@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import cast
 
 from benchmarks.peers.contract import Peer
@@ -49,6 +49,8 @@ def versions(name: str) -> dict[str, str]:
 
 
 def _version(package: str) -> str | None:
+    from importlib import metadata  # 20 ms that no engine's cold start shall wait for
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

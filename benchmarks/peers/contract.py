@@ -8,7 +8,6 @@ another engine's process never loads them.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
@@ -176,6 +175,8 @@ def once(target: Path, make: Callable[[Path], object]) -> Path:
     if not target.exists():
         partial = target.with_name(f"partial-{target.name}")
         if partial.is_dir():
+            import shutil  # no engine's cold start comes here
+
             shutil.rmtree(partial)
         partial.unlink(missing_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
