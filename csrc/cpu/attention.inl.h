@@ -214,23 +214,42 @@ void attention_tile(const gpt2f::AttentionArgs& a, const gpt2f::Sequence& s, int
                     at<P>(a.out, r * a.stride + head * cache.head_size), a.stride);
 }
 
+// Tasks of one sequence: its tiles in `parts` parts, in each part head by head.
+struct AttentionTasks {
+  int64_t tiles, heads, parts;
+
+  int64_t count() const { return tiles * heads; }
+  int64_t first_tile(int64_t part) const { return tiles * part / parts; }
+  // Calls work(head, tile) for one of them.
+  template <typename Work>
+  void find(int64_t task, const Work& work) const {
+    int64_t part = 0;
+    while (task >= first_tile(part + 1) * heads) ++part;
+    const int64_t first = first_tile(part), wide = first_tile(part + 1) - first;
+    const int64_t inside = task - first * heads;
+    work(inside / wide, first + inside % wide);
+  }
+};
+
 template <Precision P, Precision C>
 void attention_of(const gpt2f::AttentionArgs& a, const Lane& lane) {
   float* const scratch = a.scratch + lane.rank * gpt2f::scratch_floats(a.context);
-  const auto tiles_of = [](const gpt2f::Sequence& s) {
-    return (s.rows + gpt2f::kQueryTile - 1) / gpt2f::kQueryTile;
+  const auto tasks_of = [&](int64_t i) {
+    const int64_t tiles = (a.sequences[i].rows + gpt2f::kQueryTile - 1) / gpt2f::kQueryTile;
+    return AttentionTasks{tiles, a.cache.heads, lane.size};
   };
-  int64_t tasks = 0;
-  for (int64_t i = 0; i < a.sequence_count; ++i) tasks += tiles_of(a.sequences[i]) * a.cache.heads;
-  // Pieces come to a lane in rising order, so one walk over the sequences finds them all.
+  int64_t all = 0;
+  for (int64_t i = 0; i < a.sequence_count; ++i) all += tasks_of(i).count();
+  // Tasks mostly come in rising order: the search goes on where it was.
   int64_t i = 0, first = 0;
-  gpt2f::take_pieces(tasks, lane, [&](int64_t task) {
-    while (task - first >= tiles_of(a.sequences[i]) * a.cache.heads) {
-      first += tiles_of(a.sequences[i++]) * a.cache.heads;
+  gpt2f::take_shares(all, 1, lane, [&](int64_t task, int64_t end) {
+    for (; task < end; ++task) {
+      if (task < first) i = first = 0;
+      for (; task - first >= tasks_of(i).count(); ++i) first += tasks_of(i).count();
+      tasks_of(i).find(task - first, [&](int64_t head, int64_t tile) {
+        attention_tile<P, C>(a, a.sequences[i], head, tile * gpt2f::kQueryTile, scratch);
+      });
     }
-    const int64_t tiles = tiles_of(a.sequences[i]);
-    const int64_t head = (task - first) / tiles, tile = (task - first) % tiles;
-    attention_tile<P, C>(a, a.sequences[i], head, tile * gpt2f::kQueryTile, scratch);
   });
 }
 

@@ -180,27 +180,55 @@ inline int64_t panel_unit(int64_t panels, const Lane& lane) {
   return panels / gpt2f::kGroupPanels >= 4 * lane.size ? gpt2f::kGroupPanels : 1;
 }
 
-// Rows that half a second-level cache holds while all weights go by, in whole tiles.
-inline int64_t rows_at_once(int64_t rows, int64_t row_words) {
+// Each lane goes through all weights with rows of its own where there are as many as this of them.
+constexpr int64_t kOwnRows = 96;
+
+// Parts of `rows`, of which half a second-level cache holds one while all weights go by.
+inline int64_t parts_of(int64_t rows, int64_t row_words) {
   constexpr int64_t kTiles = 12, kBytes = int64_t{512} << 10;
-  constexpr int64_t kMost = gpt2f::kRowBlock / kTiles * kTiles, kLeast = 8 * kTiles;
+  constexpr int64_t kMost = gpt2f::kRowBlock / kTiles * kTiles, kLeast = 11 * kTiles;
   const int64_t fit = kBytes / (row_words * 4);
   const int64_t most = fit > kMost ? kMost : fit < kLeast ? kLeast : fit;
-  const int64_t blocks = (rows + most - 1) / most;
-  return round_up((rows + blocks - 1) / blocks, kTiles);
+  return (rows + most - 1) / most;
 }
 
-template <Precision P, typename Sink>
+// The rows of such a part, in whole tiles.
+inline int64_t rows_at_once(int64_t rows, int64_t row_words) {
+  const int64_t blocks = parts_of(rows, row_words);
+  return round_up((rows + blocks - 1) / blocks, 12);
+}
+
+// A product's rows may be cut before any of them.
+struct CutAnywhere {
+  int64_t operator()(int64_t row) const { return row; }
+};
+
+// cut(row) is the first row from `row` on that another lane may begin with.
+template <Precision P, typename Sink, typename Cut = CutAnywhere>
 void product(const gpt2f::PackedLinear& linear, const Operand& x, int64_t rows, float* scratch,
-             int64_t scratch_stride, const Lane& lane, const Sink& sink) {
-  const int64_t panels = linear.panels(), block = rows_at_once(rows, x.row);
+             int64_t scratch_stride, const Lane& lane, const Sink& sink, const Cut& cut = {}) {
+  const int64_t panels = linear.panels();
   float* const sums = scratch + lane.rank * scratch_stride;
+  const bool by_rows = lane.size > 1 && rows >= kOwnRows * lane.size;
+  const int64_t block = by_rows ? rows : rows_at_once(rows, x.row);
   for (int64_t row = 0; row < rows; row += block) {
     if (row > 0) lane.sync();  // one sequence of pieces at a time
     const int64_t taken = rows - row < block ? rows - row : block;
-    gpt2f::take_shares(panels, panel_unit(panels, lane), lane, [&](int64_t begin, int64_t end) {
-      product_range<P>(linear, begin, end, x, row, taken, sums, sink);
-    });
+    const int64_t parts =
+        by_rows ? lane.size * parts_of((rows + lane.size - 1) / lane.size, x.row) : 1;
+    const auto first = [&](int64_t part) {
+      return part == parts ? row + taken : part == 0 ? row : cut(row + taken * part / parts);
+    };
+    gpt2f::take_shares(parts * panels, panel_unit(panels, lane), lane,
+                       [&](int64_t begin, int64_t end) {
+                         while (begin < end) {
+                           const int64_t part = begin / panels, last = (part + 1) * panels;
+                           const int64_t stop = end < last ? end : last;
+                           product_range<P>(linear, begin % panels, stop - part * panels, x,
+                                            first(part), first(part + 1) - first(part), sums, sink);
+                           begin = stop;
+                         }
+                       });
   }
 }
 

@@ -106,6 +106,11 @@ void ln_qkv_of(const gpt2f::LnQkvArgs& a, const Lane& lane) {
   const Operand x = layernorm_rows<P>(a.residual, a.stride, nullptr, a.norm, a.normed, a.rows,
                                       a.linear.inputs, lane);
   const int64_t sums = gpt2f::scratch_floats(a.context);
+  // Two positions share the words of a value.
+  const auto cut = [&](int64_t row) {
+    const bool pair = a.positions[row] % 2 != 0 && a.blocks[row] == a.blocks[row - 1];
+    return row + pair;
+  };
   if (a.cache.int8) {  // a scale needs the whole head
     constexpr Precision kOut = kActivations<P>;
     const int64_t stride = round_up(a.linear.outputs, kLanes);
@@ -128,17 +133,19 @@ void ln_qkv_of(const gpt2f::LnQkvArgs& a, const Lane& lane) {
       const uint32_t any_head = static_cast<uint32_t>(column) / size, d = column - any_head * size;
       keep_panels<kActivations<P>, N>(a, row, any_head / heads, any_head % heads, d, values);
     };
-    product<P>(a.linear, x, a.rows, a.scratch, sums, lane,
-               [&]<int N>(int64_t row, int64_t column, F(&values)[N]) {
-                 add_bias(a.linear, column, values);
-                 if (size % (N * kLanes) == 0) return keep(row, column, values);
-                 for (int n = 0; n < N; ++n) keep(row, column + n * kLanes, {values[n]});
-               });
+    product<P>(
+        a.linear, x, a.rows, a.scratch, sums, lane,
+        [&]<int N>(int64_t row, int64_t column, F(&values)[N]) {
+          add_bias(a.linear, column, values);
+          if (size % (N * kLanes) == 0) return keep(row, column, values);
+          for (int n = 0; n < N; ++n) keep(row, column + n * kLanes, {values[n]});
+        },
+        cut);
   } else {
     const auto keep = [&](int64_t row, int64_t column, F value) {
       keep_elements<kActivations<P>>(a, row, column, value);
     };
-    product<P>(a.linear, x, a.rows, a.scratch, sums, lane, biased(a.linear, keep));
+    product<P>(a.linear, x, a.rows, a.scratch, sums, lane, biased(a.linear, keep), cut);
   }
 }
 

@@ -145,15 +145,23 @@ void Engine::check_items(std::span<StepItem> items) {
 // Rows in the order of items; of the asked, those that draw first.
 void Engine::count(std::span<StepItem> items) {
   batch_ = {};
-  batch_.sequences = static_cast<int64_t>(items.size());
+  Part& all = batch_.all;
+  all.sequences = static_cast<int64_t>(items.size());
+  int64_t first = INT64_MAX, end = 0;
   for (StepItem& item : items) {
     for (Wish& wish : item.wishes) {
-      batch_.asked.push_back(
-          {static_cast<int32_t>(batch_.rows) + static_cast<int32_t>(wish.row), &wish});
+      const int64_t row = all.rows + wish.row;
+      first = std::min(first, row);
+      end = std::max(end, row + 1);
+      batch_.asked.push_back({static_cast<int32_t>(row), &wish});
     }
     const auto rows = static_cast<int64_t>(item.tokens.size());
-    batch_.rows += rows;
-    batch_.longest = std::max(batch_.longest, rows);
+    all.rows += rows;
+    all.longest = std::max(all.longest, rows);
+  }
+  if (end > 0) {
+    batch_.wanted.first = first;
+    batch_.wanted.rows = end - first;
   }
   const auto logits =
       std::stable_partition(batch_.asked.begin(), batch_.asked.end(),
@@ -162,7 +170,7 @@ void Engine::count(std::span<StepItem> items) {
 }
 
 Control Engine::control_at(std::byte* memory) const {
-  return {memory, batch_.rows, batch_.sequences, static_cast<int64_t>(batch_.asked.size()),
+  return {memory, batch_.all.rows, batch_.all.sequences, static_cast<int64_t>(batch_.asked.size()),
           (shape_.context + kPagePositions - 1) / kPagePositions};
 }
 
@@ -185,27 +193,58 @@ void Engine::gather(std::span<StepItem> items) {
     }
     row += rows;
   }
+  Part& wanted = batch_.wanted;
+  for (int64_t i = 0; i < batch_.all.sequences; ++i) {
+    Sequence cut = host.sequences[i];
+    const int64_t before = std::max<int64_t>(0, wanted.first - cut.row);
+    const int64_t rows =
+        std::min<int64_t>(cut.row + cut.rows, wanted.first + wanted.rows) - cut.row - before;
+    if (rows <= 0) continue;
+    cut.row += static_cast<int32_t>(before);
+    cut.start += static_cast<int32_t>(before);
+    cut.rows = static_cast<int32_t>(rows);
+    host.wanted[wanted.sequences++] = cut;
+    wanted.longest = std::max(wanted.longest, rows);
+  }
   for (size_t a = 0; a < batch_.asked.size(); ++a) {
     host.asked[a] = batch_.asked[a].row;
     host.parameters[a] = batch_.asked[a].wish->parameters;
   }
 }
 
-void Engine::attend_layer(int64_t i, const Control& control, const Lane& lane) {
+// Of the last layer nothing but keys, values and the rows asked for is used later.
+void Engine::run_layer(int64_t i, const Control& control, const Lane& lane) {
   const Layer& layer = weights_.layer(i);
   table_.ln_qkv({precision_, scratch_.residual, scratch_.stride, layer.ln_1, layer.qkv,
-                 scratch_.normed, scratch_.query, batch_.rows, control.positions, control.blocks,
-                 layout_, i, scratch_.lanes, shape_.context, scratch_.projected},
+                 scratch_.normed, scratch_.query, batch_.all.rows, control.positions,
+                 control.blocks, layout_, i, scratch_.lanes, shape_.context, scratch_.projected},
                 lane);
   lane.sync();
-  table_.attention({precision_, scratch_.query, scratch_.attended, scratch_.stride,
-                    control.sequences, batch_.sequences, layout_, i, shape_.attention_scale(i),
-                    scratch_.lanes, shape_.context, batch_.rows, batch_.longest},
-                   lane);
+  const bool last = i + 1 == shape_.layers;
+  const Part& part = last ? batch_.wanted : batch_.all;
+  if (part.rows == 0) return;
+  float* const residual = scratch_.residual + part.first * scratch_.stride;
+  table_.attention(
+      {precision_, scratch_.query, scratch_.attended, scratch_.stride,
+       last ? control.wanted : control.sequences, part.sequences, layout_, i,
+       shape_.attention_scale(i), scratch_.lanes, shape_.context, part.rows, part.longest},
+      lane);
+  lane.sync();
+  const auto* const attended = static_cast<const std::byte*>(scratch_.attended) +
+                               part.first * scratch_.stride * 4 / word_elements(precision_);
+  table_.linear_residual(
+      {precision_, attended, scratch_.stride, layer.attention_out, scratch_.normed, residual,
+       scratch_.stride, part.rows, scratch_.lanes, shape_.context},
+      lane);
+  lane.sync();
+  table_.ln_fc_gelu(
+      {precision_, residual, scratch_.stride, layer.ln_2, layer.fc, scratch_.normed, scratch_.inner,
+       scratch_.inner_stride, part.rows, scratch_.lanes, shape_.context},
+      lane);
   lane.sync();
   table_.linear_residual(
-      {precision_, scratch_.attended, scratch_.stride, layer.attention_out, scratch_.normed,
-       scratch_.residual, scratch_.stride, batch_.rows, scratch_.lanes, shape_.context},
+      {precision_, scratch_.inner, scratch_.inner_stride, layer.mlp_out, scratch_.normed, residual,
+       scratch_.stride, part.rows, scratch_.lanes, shape_.context},
       lane);
   lane.sync();
 }
@@ -214,23 +253,10 @@ void Engine::forward(const Lane& lane) {
   const Control control = control_at(scratch_.control);
   table_.embed(
       {precision_, control.tokens, control.positions, weights_.embedding_rows(), weights_.head(),
-       weights_.positions(), scratch_.stride, scratch_.residual, batch_.rows, shape_.width},
+       weights_.positions(), scratch_.stride, scratch_.residual, batch_.all.rows, shape_.width},
       lane);
   lane.sync();
-  for (int64_t i = 0; i < shape_.layers; ++i) {
-    attend_layer(i, control, lane);
-    const Layer& layer = weights_.layer(i);
-    table_.ln_fc_gelu(
-        {precision_, scratch_.residual, scratch_.stride, layer.ln_2, layer.fc, scratch_.normed,
-         scratch_.inner, scratch_.inner_stride, batch_.rows, scratch_.lanes, shape_.context},
-        lane);
-    lane.sync();
-    table_.linear_residual(
-        {precision_, scratch_.inner, scratch_.inner_stride, layer.mlp_out, scratch_.normed,
-         scratch_.residual, scratch_.stride, batch_.rows, scratch_.lanes, shape_.context},
-        lane);
-    lane.sync();
-  }
+  for (int64_t i = 0; i < shape_.layers; ++i) run_layer(i, control, lane);
   answer(control, lane);
 }
 
@@ -275,11 +301,11 @@ void Engine::enqueue() {
 // A decode step, in which every sequence draws its next token, differs from the last one of as many
 // sequences in its control data only: a device records it once and replays it.
 void Engine::run() {
-  const bool decode = batch_.rows == batch_.sequences && batch_.draws == batch_.rows &&
+  const bool decode = batch_.all.rows == batch_.all.sequences && batch_.draws == batch_.all.rows &&
                       batch_.draws == static_cast<int64_t>(batch_.asked.size());
   if (!record_ || !decode) {
     enqueue();
-  } else if (const auto [at, first] = recordings_.try_emplace(batch_.rows, nullptr); first) {
+  } else if (const auto [at, first] = recordings_.try_emplace(batch_.all.rows, nullptr); first) {
     enqueue();
   } else {
     if (at->second == nullptr) at->second = place_.record([this] { enqueue(); });

@@ -66,13 +66,19 @@ class Engine {
     int32_t row;  // among all rows
     Wish* wish;
   };
-  // One step: what it holds, and the same on the host and where the kernels run.
-  struct Batch {
+  // Rows that follow each other, of sequences that do.
+  struct Part {
+    int64_t first = 0;
     int64_t rows = 0;
     int64_t sequences = 0;
     int64_t longest = 0;  // most rows of one sequence
-    int64_t draws = 0;  // of the asked rows; those that want logits stand behind them
+  };
+  // One step: what it holds, and the same on the host and where the kernels run.
+  struct Batch {
+    Part all;
+    Part wanted;  // from the first row that is asked for to the last
     std::vector<Asked> asked;
+    int64_t draws = 0;  // of the asked rows; those that want logits stand behind them
   };
 
   CachedSequence& find(int64_t sequence);
@@ -83,7 +89,7 @@ class Engine {
   void run();
   void enqueue();
   void forward(const Lane& lane);
-  void attend_layer(int64_t layer, const Control& control, const Lane& lane);
+  void run_layer(int64_t layer, const Control& control, const Lane& lane);
   void answer(const Control& control, const Lane& lane);
   void draw(const Control& control, int64_t begin, int64_t rows, const Lane& lane);
   void hand_out();

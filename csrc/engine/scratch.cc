@@ -40,6 +40,7 @@ Control::Control(std::byte* memory, int64_t row_count, int64_t sequence_count, i
   cut.take(positions, row_count * 4);
   cut.take(blocks, row_count * 8);
   cut.take(sequences, sequence_count * static_cast<int64_t>(sizeof(Sequence)));
+  cut.take(wanted, sequence_count * static_cast<int64_t>(sizeof(Sequence)));
   cut.take(tables, sequence_count * width * 8);
   cut.take(asked, asked_count * 4);
   cut.take(parameters, asked_count * static_cast<int64_t>(sizeof(SampleParameters)));

@@ -47,6 +47,7 @@ struct Control {
   int32_t* positions;            // (R)
   uint32_t** blocks;             // (R) block of each row's position
   Sequence* sequences;           // (B)
+  Sequence* wanted;              // (B) what the last layer goes on with, in front
   uint32_t** tables;             // (B, blocks of a context)
   int32_t* asked;                // (A) rows
   SampleParameters* parameters;  // (A)
