@@ -4,20 +4,32 @@
 
 #include <atomic>
 #include <cstdint>
+#include <vector>
 
 namespace gpt2f {
 
-// Threads of a step meet here. Spins a little, then sleeps in the kernel, so that a machine with
-// fewer free processors than threads still makes progress.
+// Threads of a step meet here. In round k a thread signals the one 2^k places behind itself and
+// waits for the one 2^k places in front: each line of memory has one writer and one reader, and two
+// threads need one message each way. Spins a little, then sleeps in the kernel, so that a machine
+// with fewer free processors than threads still makes progress.
+//
+// Source   Hensgen, Finkel and Manber 1988, Two algorithms for barrier synchronization, section 3.
 class Barrier {
  public:
-  explicit Barrier(int size) : size_(size) {}
-  void wait();
+  explicit Barrier(int size);
+  void wait(int rank);  // of 0 ... size - 1, each from one thread
 
  private:
-  const uint32_t size_;
-  alignas(64) std::atomic<uint32_t> arrived_{0};
-  alignas(64) std::atomic<uint32_t> generation_{0};
+  struct alignas(64) Signal {
+    std::atomic<uint32_t> meeting{0};  // the last one that the sender has come to
+  };
+  struct alignas(64) Place {
+    uint32_t meetings = 0;
+  };
+  const int size_;
+  int rounds_ = 0;
+  std::vector<Signal> signals_;  // [rank][round]
+  std::vector<Place> places_;
 };
 
 // Work that lanes take piece by piece, so that one that is slowed down (another tenant of the
@@ -37,15 +49,17 @@ struct Lane {
   void* stream = nullptr;      // CUDA stream; null on the CPU
 
   void sync() const {
-    if (barrier != nullptr) barrier->wait();
+    if (barrier != nullptr) barrier->wait(rank);
   }
 };
 
-// The next piece of queue `owner` in this job: 0, 1, 2, ... without limit, each given out once.
-static inline int64_t take_piece(WorkQueue& owner, uint32_t job) {
+// The next piece of queue `owner` in this job: 0, 1, 2, ... each given out once, then `count`. Who
+// finds nothing leaves the line to its owner.
+static inline int64_t take_piece(WorkQueue& owner, uint32_t job, int64_t count) {
   uint64_t seen = owner.taken.load(std::memory_order_relaxed);
   for (;;) {
     const uint64_t piece = (seen >> 32) == job ? seen & 0xFFFFFFFFu : 0;
+    if (static_cast<int64_t>(piece) >= count) return count;
     const uint64_t next = uint64_t{job} << 32 | (piece + 1);
     if (owner.taken.compare_exchange_weak(seen, next, std::memory_order_relaxed)) {
       return static_cast<int64_t>(piece);
@@ -75,7 +89,7 @@ static inline void take_pieces(int64_t count, const Lane& lane, const Work& work
     return;
   }
   const uint32_t job = ++lane.queues[lane.rank].job;
-  for (int64_t p; (p = take_piece(lane.queues[0], job)) < count;) work(p);
+  for (int64_t p; (p = take_piece(lane.queues[0], job, count)) < count;) work(p);
 }
 
 // Calls work(begin, end) for parts of [0, count) of at most `unit`. Every lane begins with its own
@@ -92,7 +106,7 @@ static inline void take_shares(int64_t count, int64_t unit, const Lane& lane, co
     owner.rank = (lane.rank + i) % lane.size;
     const Range theirs = share(count, unit, owner);
     const int64_t pieces = (theirs.end - theirs.begin + unit - 1) / unit;
-    for (int64_t p; (p = take_piece(lane.queues[owner.rank], job)) < pieces;) {
+    for (int64_t p; (p = take_piece(lane.queues[owner.rank], job, pieces)) < pieces;) {
       const int64_t begin = theirs.begin + p * unit;
       work(begin, begin + unit < theirs.end ? begin + unit : theirs.end);
     }

@@ -44,15 +44,23 @@ void wait_change(std::atomic<uint32_t>& value, uint32_t old, int polls) {
 
 }  // namespace
 
-void Barrier::wait() {
-  const uint32_t now = generation_.load(std::memory_order_relaxed);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-    arrived_.store(0, std::memory_order_relaxed);
-    generation_.store(now + 1, std::memory_order_release);
-    generation_.notify_all();
-    return;
+Barrier::Barrier(int size) : size_(size), places_(static_cast<size_t>(size)) {
+  while ((1 << rounds_) < size) ++rounds_;
+  signals_ = std::vector<Signal>(static_cast<size_t>(size * rounds_));
+}
+
+void Barrier::wait(int rank) {
+  const uint32_t now = ++places_[static_cast<size_t>(rank)].meetings;
+  const auto signal = [this](int of, int round) -> std::atomic<uint32_t>& {
+    return signals_[static_cast<size_t>(of * rounds_ + round)].meeting;
+  };
+  for (int round = 0; round < rounds_; ++round) {
+    std::atomic<uint32_t>& next = signal((rank + (1 << round)) % size_, round);
+    next.store(now);  // in one order with the look whether somebody sleeps
+    next.notify_one();
+    // The sender is at most one meeting ahead.
+    wait_change(signal(rank, round), now - 1, kBarrierPolls);
   }
-  wait_change(generation_, now, kBarrierPolls);
 }
 
 struct ThreadPool::State {
@@ -68,7 +76,7 @@ struct ThreadPool::State {
         const FpState fp;
         function(data, lane);
       }
-      done.wait();
+      done.wait(lane.rank);
     }
   }
 
@@ -141,7 +149,7 @@ void ThreadPool::run_raw(Raw function, const void* data) {
     const FpState fp;
     function(data, lane);
   }
-  state.done.wait();
+  state.done.wait(0);
 }
 
 }  // namespace gpt2f

@@ -12,7 +12,7 @@
 #include "cpu/isa.h"
 
 namespace gpt2f {
-void Barrier::wait() {}
+void Barrier::wait(int) {}
 }  // namespace gpt2f
 
 namespace {
