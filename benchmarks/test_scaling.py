@@ -83,6 +83,22 @@ def test_quantised_bytes() -> None:
     )
 
 
+def test_operations_of_a_prompt() -> None:
+    """Counted one product and one attended position after the other."""
+    config = GPT2Config(
+        n_layer=3, n_embd=8, n_head=2, n_ctx=32, vocab_size=11, n_inner=20, eos_token_id=None
+    )
+    for tokens in (1, 2, 7):
+        count = 2 * 8 * 11
+        for layer in range(3):
+            for token in range(tokens):
+                count += 2 * 8 * 16  # key and value
+                if layer < 2 or token == tokens - 1:
+                    count += 2 * 8 * (8 + 8 + 20 + 20)  # query, attention's output, MLP
+                    count += (token + 1) * 2 * (8 + 8)  # scores, and sums of values
+        assert traffic.prefill_flops(config, tokens) == count
+
+
 def test_arithmetic_is_measured_or_explained(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

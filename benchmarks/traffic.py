@@ -93,8 +93,14 @@ def prefill_bytes(config: GPT2Config, precision: str, element: float | None = No
 
 
 def prefill_flops(config: GPT2Config, tokens: int) -> float:
-    """Multiplications and additions of a prompt: products, causal attention, one row of logits."""
-    c, i = config.n_embd, config.inner_size
-    products = 2 * tokens * config.n_layer * (4 * c * c + 2 * c * i)
-    attention = 2 * 2 * config.n_layer * c * tokens * (tokens + 1) / 2
-    return products + attention + 2 * c * config.vocab_size
+    """Multiplications and additions that a prompt needs up to its first token.
+
+    Products and causal attention of every token in all layers but the last; there keys and values
+    of every token, all else of one; one row of logits.
+    """
+    c, i, layers = config.n_embd, config.inner_size, config.n_layer
+    of_row = 4 * c * c + 2 * c * i
+    kept = 2 * c * c  # keys and values
+    products = tokens * ((layers - 1) * of_row + kept) + of_row - kept
+    attended = (layers - 1) * tokens * (tokens + 1) / 2 + tokens
+    return 2 * products + 2 * 2 * c * attended + 2 * c * config.vocab_size

@@ -2,8 +2,9 @@
 // time.
 //
 // Layout   core/kernels.h, CacheLayout. Lanes lie along positions for q.k and along D for p.v.
-// Work     one task per head and tile of queries of one sequence, taken by whichever lane is free;
-//          tiles of a head follow each other, so that its K and V stay in a second-level cache.
+// Work     one task per head and tile of queries of one sequence. Every lane begins with queries of
+//          its own, those whose rows it has in products too; tiles of a head follow each other, so
+//          that its K and V stay in a second-level cache. Who is done helps the others.
 // Traffic  K and V of a head once per tile: 4 S D words' bytes; scores stay in the lane's scratch.
 // Numerics q.k in order of d; the exact maximum first, then exp, so nothing is rescaled; weights
 // are
