@@ -2,12 +2,11 @@
 // outputs. What is done with one step along K of int8 and int4 matrices stands in quantized.inl.h.
 //
 // Layout   core/kernels.h, PackedLinear: a lane reads its groups as one contiguous stream.
-// Work     panels are split over the lanes, K never; where each lane gets 96 rows and more, rows
-// are
-//          split instead, so that what one lane writes is not read and written again by another:
-//          the two may share no cache. Who is done helps the others. Rows go through registers
-//          kTileRows or, beside int8 and int4, kDotRows at a time; few rows beside those take one
-//          panel after the other, in the order of memory.
+// Work     panels are split over the lanes, K never. Where each lane gets 96 rows and more, rows
+//          are split instead, so that what one lane writes is not read and written again by
+//          another: the two may share no cache. Who is done helps the others. Rows go through
+//          registers kTileRows or, beside int8 and int4, kDotRows at a time; few rows beside those
+//          take one panel after the other, in the order of memory.
 // Traffic  each weight word once from memory per 96 to 252 rows, x from cache: 4 K N bytes in fp32,
 //          2 K N in bf16. At 33 GB/s GPT-2 small's 124 M weights take 15 ms or 7.5 ms. The weights
 //          of the next block are asked for while this one is worked on.
