@@ -7,9 +7,9 @@
 //          that its K and V stay in a second-level cache. Who is done helps the others.
 // Traffic  K and V of a head once per tile: 4 S D words' bytes; scores stay in the lane's scratch.
 // Numerics q.k in order of d; the exact maximum first, then exp, so nothing is rescaled; weights
-// are
-//          rounded to the operand type and summed as rounded, in sixteen lanes and one tree; p.v in
-//          order of positions, 64 at a time, the chunks added in order. Decode and prefill agree.
+//          are rounded to the operand type and summed as rounded, in sixteen lanes and one tree;
+//          p.v in order of positions, 64 at a time, the chunks added in order. Decode and prefill
+//          agree.
 // Source   Vaswani et al. 2017, arXiv:1706.03762, eq. 1.
 #pragma once
 

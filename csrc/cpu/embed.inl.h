@@ -4,8 +4,7 @@
 //          int4: one group) per step. Quantised rows are what the head multiplies with.
 // Work     rows are split over the lanes.
 // Traffic  at decode C / (elements per word) cache lines of the packed table: 384 for GPT-2 small
-// in
-//          bf16, about 5 us. Keeping a second copy of wte would cost 77 MB instead.
+//          in bf16, about 5 us. Keeping a second copy of wte would cost 77 MB instead.
 #pragma once
 
 namespace {
