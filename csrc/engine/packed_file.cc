@@ -260,12 +260,13 @@ void LoadedFile::stop() {
 }
 
 void LoadedFile::settle() {
-  while (settled_ < mapped_ && !stop_.load(std::memory_order_relaxed) && settle_next()) {
+  while (settled_ < mapped_ && settle_next()) {
   }
 }
 
-// Puts the next stretch on pages of our own. False when there is no memory for it, or when the file
-// has changed.
+// Puts the next stretch on pages of our own. False when there is no memory for it, when the file
+// has changed, and when somebody waits for the thread, which may hardly get a processor: it looks
+// whether to stop after each piece.
 bool LoadedFile::settle_next() {
   const int64_t bytes = std::min(kStretch, mapped_ - settled_);
   std::byte* const pages = new_pages(bytes);
@@ -273,13 +274,15 @@ bool LoadedFile::settle_next() {
   const int64_t first = settled_ / file_.piece;
   const int64_t last = std::min(count_pieces(file_), first + pieces_together(file_));
   std::string why;
-  for (int64_t index = first; index < last && why.empty(); ++index) {
+  int64_t index = first;
+  for (; index < last && why.empty() && !stop_.load(std::memory_order_relaxed); ++index) {
     const Piece piece = piece_at(file_, index);
     why = read_piece(file_, piece, pages + (piece.begin - settled_));
   }
+  const bool whole = index == last && why.empty();
   // In one step for whoever uses the memory: a thread that meets the change waits for its end.
-  if (!why.empty() || mremap(pages, static_cast<size_t>(bytes), static_cast<size_t>(bytes),
-                             MREMAP_MAYMOVE | MREMAP_FIXED, to_ + settled_) == MAP_FAILED) {
+  if (!whole || mremap(pages, static_cast<size_t>(bytes), static_cast<size_t>(bytes),
+                       MREMAP_MAYMOVE | MREMAP_FIXED, to_ + settled_) == MAP_FAILED) {
     munmap(pages, static_cast<size_t>(bytes));
     if (why.empty()) return false;
     reason_ = std::move(why);
