@@ -339,7 +339,6 @@ void Engine::step(std::span<StepItem> items) {
   for (const StepItem& item : items) {
     find(item.sequence).length += static_cast<int64_t>(item.tokens.size());
   }
-  weights_.used();
 }
 
 }  // namespace gpt2f

@@ -31,9 +31,9 @@ constexpr int64_t kStretch = 2 * kHugePage;
 // Smaller files take a few milliseconds to read.
 constexpr int64_t kLeastMapped = int64_t{32} << 20;
 
-// How long a mapping is left alone for the first result to be out: what a processor does meanwhile
-// delays it.
-constexpr auto kPatience = std::chrono::milliseconds(500);
+// How long a mapping is left alone: the copy takes time from the first results, and a process that
+// has but one text to write may be over by then.
+constexpr auto kPatience = std::chrono::seconds(1);
 
 std::string hexadecimal(uint32_t value) {
   std::ostringstream text;
@@ -151,10 +151,6 @@ LoadedFile::~LoadedFile() {
   unmap();
 }
 
-void LoadedFile::used() {
-  if (!std::exchange(begun_, true)) begin_.release();
-}
-
 void LoadedFile::check() const {
   gpt2f::check(!changed_.load(std::memory_order_acquire), ErrorKind::kCheckpoint,
                "weights: the prepared file changed while it was being loaded: ", reason_);
@@ -238,8 +234,7 @@ void LoadedFile::start() {
       const sched_param none{};
       sched_setscheduler(0, SCHED_IDLE, &none);  // this thread; a refusal is no error
 #endif
-      (void)begin_.try_acquire_for(kPatience);
-      settle();
+      if (!leave_.try_acquire_for(kPatience)) settle();
     });
   } catch (const std::system_error&) {
     settle();  // no more threads: do it now
@@ -253,7 +248,7 @@ void LoadedFile::stop() {
     return;
   }
   stop_.store(true, std::memory_order_relaxed);
-  used();
+  leave_.release();
   thread_->join();
   thread_.reset();
   stop_.store(false, std::memory_order_relaxed);

@@ -2,9 +2,9 @@
 //
 // A large file is mapped first: pages that the system holds already are there at once, while
 // memory that is new costs several times its reading. Every lane has stretches of its own mapped
-// and checks each piece. Then a thread that runs when nobody else wants a processor reads stretch
-// after stretch once more, onto huge pages (core/buffer.h), which decoding needs to reach the
-// bandwidth of memory, and puts each in the place of its mapping, at the same addresses, while
+// and checks each piece. A second later a thread that runs when nobody else wants a processor reads
+// stretch after stretch once more, onto huge pages (core/buffer.h), which decoding needs to reach
+// the bandwidth of memory, and puts each in the place of its mapping, at the same addresses, while
 // kernels use them. A file that somebody else cuts off while it is mapped kills the process; so it
 // stays mapped for no longer than that takes, and what changed since the first look is an error.
 //
@@ -47,8 +47,6 @@ class LoadedFile {
   LoadedFile(const LoadedFile&) = delete;
   LoadedFile& operator=(const LoadedFile&) = delete;
 
-  // The first result is out: the thread need not wait any longer.
-  void used();
   // Throws Error (kCheckpoint) if the file turned out to have changed while it was mapped.
   void check() const;
   // Returns when nothing is mapped any more. Throws as check().
@@ -65,12 +63,11 @@ class LoadedFile {
 
   PackedFile file_;  // with a descriptor of its own while something is mapped
   std::byte* const to_;
-  int64_t mapped_ = 0;   // bytes that were mapped at first
+  int64_t mapped_ = 0;  // bytes that were mapped at first
   int64_t settled_ = 0;  // of those, bytes that no longer are
   pid_t owner_ = 0;  // the process that has the thread
   std::unique_ptr<std::thread> thread_;  // whose the following are while it runs, and settled_
-  std::binary_semaphore begin_{0};
-  bool begun_ = false;  // the semaphore was released
+  std::binary_semaphore leave_{0};  // before it begins
   std::atomic<bool> stop_{false};
   std::atomic<bool> changed_{false};
   std::string reason_;  // written before changed_

@@ -49,10 +49,6 @@ class Weights {
   void load_packed(PackedFile file);
   // Throws Error (kCheckpoint) where a parameter is missing, and as LoadedFile::check().
   void check_complete() const;
-  // After a step: see LoadedFile::used().
-  void used() const {
-    if (file_ != nullptr) file_->used();
-  }
 
   const Layer& layer(int64_t i) const { return layers_[static_cast<size_t>(i)]; }
   const LayernormParameters& final_norm() const { return final_norm_; }
