@@ -103,7 +103,6 @@ def soon(true: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-@pytest.mark.timeout(120)
 def test_a_mapping_serves_at_once_and_is_gone_soon(
     threads: int, folder: Path, wanted: bytes
 ) -> None:
