@@ -1,8 +1,8 @@
 #include "engine/packed_file.h"
 
 #include <fcntl.h>
-#include <sched.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -230,10 +230,9 @@ void LoadedFile::start() {
   owner_ = getpid();
   try {
     thread_ = std::make_unique<std::thread>([this] {
-#if defined(SCHED_IDLE)
-      const sched_param none{};
-      sched_setscheduler(0, SCHED_IDLE, &none);  // this thread; a refusal is no error
-#endif
+      // On Linux of this thread alone; a refusal is no error. With the least priority the file would
+      // stay mapped for minutes where every processor is taken.
+      setpriority(PRIO_PROCESS, 0, 10);
       if (!leave_.try_acquire_for(kPatience)) settle();
     });
   } catch (const std::system_error&) {

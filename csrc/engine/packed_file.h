@@ -2,11 +2,11 @@
 //
 // A large file is mapped first: pages that the system holds already are there at once, while
 // memory that is new costs several times its reading. Every lane has stretches of its own mapped
-// and checks each piece. A second later a thread that runs when nobody else wants a processor reads
-// stretch after stretch once more, onto huge pages (core/buffer.h), which decoding needs to reach
-// the bandwidth of memory, and puts each in the place of its mapping, at the same addresses, while
-// kernels use them. A file that somebody else cuts off while it is mapped kills the process; so it
-// stays mapped for no longer than that takes, and what changed since the first look is an error.
+// and checks each piece. A second later a thread of low priority reads stretch after stretch once
+// more, onto huge pages (core/buffer.h), which decoding needs to reach the bandwidth of memory, and
+// puts each in the place of its mapping, at the same addresses, while kernels use
+// them. A file that somebody else cuts off while it is mapped kills the process; so it stays mapped
+// for no longer than that takes, and what changed since the first look is an error.
 //
 // A small file, and one that cannot be mapped, is read: huge pages at once, and no thread.
 #pragma once
