@@ -230,8 +230,8 @@ void LoadedFile::start() {
   owner_ = getpid();
   try {
     thread_ = std::make_unique<std::thread>([this] {
-      // On Linux of this thread alone; a refusal is no error. With the least priority the file would
-      // stay mapped for minutes where every processor is taken.
+      // On Linux of this thread alone; a refusal is no error. With the least priority the file
+      // would stay mapped for minutes where every processor is taken.
       setpriority(PRIO_PROCESS, 0, 10);
       if (!leave_.try_acquire_for(kPatience)) settle();
     });
