@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MAPS = Path("/proc/self/maps")
 FILES = Path("/proc/self/fd")
+# What is mapped can be seen there alone; every Linux that CI runs on has it.
 pytestmark = pytest.mark.skipif(not MAPS.exists(), reason="no /proc")
 
 NAME = prepared.PREPARED_NAME
