@@ -148,6 +148,30 @@ def test_packed_bytes_are_those_of_the_file_and_no_longer_mapped(folder: Path) -
     assert packed.tobytes() == (folder / NAME).read_bytes()[-packed.size :]
 
 
+def test_packed_bytes_are_asked_for_in_the_midst_of_copying(folder: Path) -> None:
+    data = (folder / NAME).read_bytes()
+
+    def left() -> int:
+        """Bytes that are still mapped."""
+        lines = [line for line in MAPS.read_text().splitlines() if line.endswith(NAME)]
+        ends = [line.split(" ", 1)[0].split("-") for line in lines]
+        return sum(int(end, 16) - int(begin, 16) for begin, end in ends)
+
+    in_time = 0
+    for _ in range(4):
+        file = PreparedFile(folder)
+        one = engine()
+        file.load_into(one)
+        file.close()
+        whole = left()
+        soon(lambda whole=whole: left() < whole)
+        in_time += left() > 0
+        packed = one.packed()
+        assert left() == 0
+        assert packed.tobytes() == data[-packed.size :]
+    assert in_time
+
+
 def test_another_parameter_can_be_loaded_into_it(folder: Path) -> None:
     name, shape = "h.1.mlp.c_proj.weight", (4 * CONFIG.n_embd, CONFIG.n_embd)
     other = np.random.default_rng(5).standard_normal(shape, np.float32) * np.float32(0.1)
