@@ -22,7 +22,13 @@ template <Precision C, int N>
   F p[N];
 #pragma GCC unroll 8
   for (int n = 0; n < N; ++n) p[n] = fsub(fload(row + (j + n) * 16), highest);
-  fexp(p);
+  if constexpr (C == kBf16) {
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) p[n] = fmul(p[n], fset(1.44269504088896341f));
+    fexp2_short(p);
+  } else {
+    fexp(p);
+  }
 #pragma GCC unroll 8
   for (int n = 0; n < N; ++n) {
     sum = fadd(sum, store_weights<C>(reinterpret_cast<uint32_t*>(row), j + n, p[n], cache, pages));
@@ -241,9 +247,11 @@ void attention_of(const gpt2f::AttentionArgs& a, const Lane& lane) {
   };
   int64_t all = 0;
   for (int64_t i = 0; i < a.sequence_count; ++i) all += tasks_of(i).count();
+  // Taking one waits for all that the one before wrote, so of many tasks several are taken at once.
+  const int64_t some = all / (64 * lane.size), unit = some < 1 ? 1 : some > 8 ? 8 : some;
   // Tasks mostly come in rising order: the search goes on where it was.
   int64_t i = 0, first = 0;
-  gpt2f::take_shares(all, 1, lane, [&](int64_t task, int64_t end) {
+  gpt2f::take_shares(all, unit, lane, [&](int64_t task, int64_t end) {
     for (; task < end; ++task) {
       if (task < first) i = first = 0;
       for (; task - first >= tasks_of(i).count(); ++i) first += tasks_of(i).count();

@@ -19,12 +19,8 @@ inline F packed_row(const gpt2f::PackedLinear& table, int64_t token, int64_t c) 
   const int64_t beside = panels - group < kGroup ? panels - group : kGroup;
   const uint32_t* const from = table.words + group * S::kPanelWords * steps;
   if constexpr (S::kQuantized) {
-    alignas(64) float values[16];
-    for (int64_t i = 0; i < 16; ++i) {
-      values[i] = packed_weight<P>(from + (c + i) / S::kGroup * beside * S::kPanelWords, beside,
-                                   panel - group, token % kLanes, (c + i) % S::kGroup);
-    }
-    return fload(values);
+    return packed_weights<P>(from + c / S::kGroup * beside * S::kPanelWords, beside, panel - group,
+                             token % kLanes, c % S::kGroup);
   } else {
     alignas(64) uint32_t gathered[16];
     const int64_t step0 = c / gpt2f::word_elements(P);

@@ -39,7 +39,7 @@ inline const Element<P>* at(const void* base, int64_t index) {
 inline F load16(const float* p) { return fload(p); }
 inline F load16(const uint16_t* p) { return bf16_load(p); }
 inline void store16(float* p, F x) { fstore(p, x); }
-inline void store16(uint16_t* p, F x) { bf16_store_words(p, bf16_round(x)); }
+inline void store16(uint16_t* p, F x) { bf16_store(p, x); }
 
 // The same for the first n of 16 elements, without touching those behind; missing lanes are zero.
 inline F load16(const float* p, int64_t n) { return fload(p, n > 16 ? 16 : static_cast<int>(n)); }

@@ -30,7 +30,7 @@ void op_gelu_of(const gpt2f::GeluArgs& a, const Lane& lane) {
   const Range mine = share(a.count, 16, lane);
   for (int64_t i = mine.begin; i < mine.end; i += 16) {
     F x[1] = {load16(at<P>(a.x, i), mine.end - i)};
-    fgelu(x);
+    fgelu<P>(x);
     store16(at<P>(a.out, i), x[0], mine.end - i);
   }
 }
@@ -57,7 +57,7 @@ void op_linear_of(const gpt2f::LinearArgs& a, const Lane& lane) {
   product<P>(linear, x, a.rows, a.scratch, gpt2f::scratch_floats(0), lane,
              [&]<int N>(int64_t row, int64_t column, F(&sums)[N]) {
                add_bias(linear, column, sums);
-               if (a.gelu) fgelu(sums);
+               if (a.gelu) fgelu<P>(sums);
                for (int i = 0; i < N; ++i) {
                  const int64_t here = column + i * kLanes;
                  const int64_t n = a.outputs - here, at_out = row * a.outputs + here;

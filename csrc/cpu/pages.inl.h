@@ -43,13 +43,14 @@ inline F store_weights(uint32_t* row, int64_t page, F p, const gpt2f::CacheLayou
     fstore(floats, fmul(p, value_scales(cache, pages.key(page))));
     return p;
   } else {
-    const U rounded = bf16_round(p);
     if constexpr (kDotPair) {
-      bf16_store_words(reinterpret_cast<uint16_t*>(row) + page * 16, rounded);
+      bf16_store(reinterpret_cast<uint16_t*>(row) + page * 16, p);
+      return as_f(ushl<16>(bf16_words(p)));
     } else {
-      fstore(floats, upper_half(rounded));
+      const F rounded = upper_half(bf16_round(p));
+      fstore(floats, rounded);
+      return rounded;
     }
-    return upper_half(rounded);
   }
 }
 

@@ -239,18 +239,30 @@ template <Precision P, int R, int N, bool kAsk = false>
   }
 }
 
-// One weight of a packed matrix, for the embedding.
+// Sixteen weights of one output of a packed matrix, from k on in one group, for the embedding.
+// `step` is the group's part of the panels that lie side by side there.
 template <Precision P>
-inline float packed_weight(const uint32_t* step, int64_t panels, int64_t panel, int64_t lane,
-                           int64_t k) {
+inline F packed_weights(const uint32_t* step, int64_t panels, int64_t panel, int64_t lane,
+                        int64_t k) {
   using S = Steps<P>;
-  const uint8_t* const bytes = reinterpret_cast<const uint8_t*>(step);
-  const int64_t per_row = P == kInt8 ? 4 : 8;
-  const uint8_t byte = bytes[panel * S::kPanelBytes + k / per_row * 64 + lane * 4 + k % 4];
-  const int integer = P == kInt8 ? byte - 128 : (k % 8 < 4 ? byte & 15 : byte >> 4) - 8;
-  uint16_t scale;
-  __builtin_memcpy(&scale, bytes + panels * S::kPanelBytes + (panel * kLanes + lane) * 2, 2);
-  return static_cast<float>(integer) * gpt2f::from_bits(static_cast<uint32_t>(scale) << 16);
+  constexpr uint32_t kTop = 0x80808080u;
+  const uint32_t* const from = step + panel * (S::kPanelBytes / 4) + lane;
+  alignas(16) uint32_t four[4];  // bytes of four weights each
+  if constexpr (P == kInt8) {
+    for (int64_t i = 0; i < 4; ++i) four[i] = from[(k / 4 + i) * kLanes] ^ kTop;
+  } else {
+    for (int64_t i = 0; i < 2; ++i) {
+      const uint32_t eight = from[(k / 8 + i) * kLanes];
+      for (int64_t half = 0; half < 2; ++half) {
+        four[2 * i + half] = (((eight >> 4 * half & 0x0F0F0F0Fu) | kTop) - 0x08080808u) ^ kTop;
+      }
+    }
+  }
+  const uint16_t* const scales =
+      reinterpret_cast<const uint16_t*>(step + panels * S::kPanelBytes / 4);
+  const uint32_t scale = scales[panel * kLanes + lane];
+  return fmul(load_bytes(reinterpret_cast<const int8_t*>(four)),
+              fset(gpt2f::from_bits(scale << 16)));
 }
 
 }  // namespace

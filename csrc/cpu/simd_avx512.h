@@ -90,7 +90,7 @@ inline F as_f(U a) { return _mm512_castsi512_ps(a); }
 inline U to_u(F a) { return _mm512_cvtps_epi32(a); }  // integral floats below 2^31
 inline F to_f(U a) { return _mm512_cvtepi32_ps(a); }  // words below 2^31
 
-// p 2^n for integral n in -124 ... 128, where that is normal or infinite; NaN if p and n are.
+// p 2^n for integral n in -127 ... 128, below the smallest normal float 0; NaN if p and n are.
 inline F fscale(F p, F n) { return _mm512_scalef_ps(p, n); }
 
 inline M fge(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
@@ -109,6 +109,13 @@ inline F bf16_load(const uint16_t* p) {
 inline void bf16_store_words(uint16_t* p, U upper) {  // upper halves of the words
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(upper, 16)));
 }
+#if defined(__AVX512BF16__)
+// Sixteen numbers that are not denormal as bfloat16; every NaN the same.
+inline __m256i bf16_halves(F a) {
+  return _mm256_mask_mov_epi16((__m256i)_mm512_cvtneps_pbh(a),
+                               _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), _mm256_set1_epi16(0x7FC0));
+}
+#endif
 
 // acc + the product of two pairs of bfloat16: fma of the odd pair first, then of the even pair,
 // each rounded to float, denormals flushed.

@@ -122,11 +122,11 @@ inline uint32_t bits(M m) {
 inline F fselect(M m, F yes, F no) { GPT2F_EACH(F, vbslq_f32(m.v[i], yes.v[i], no.v[i])); }
 inline U uselect(M m, U yes, U no) { GPT2F_EACH(U, vbslq_u32(m.v[i], yes.v[i], no.v[i])); }
 
-// p 2^n for integral n in -124 ... 128, where that is normal or infinite; NaN if p and n are.
+// p 2^n for integral n in -127 ... 128, below the smallest normal float 0; NaN if p and n are.
 inline F fscale(F p, F n) {
-  const U half = usub(to_u(n), uset(1));  // in two steps: 2^128 is no float
-  const F scaled = fmul(as_f(uadd(as_u(p), ushl<23>(half))), fset(2.0f));
-  return fselect(fnan(p), p, scaled);
+  const U both = uadd(to_u(n), uset(2 * 127));  // in two steps: 2^128 is no float
+  const U one = ushr<1>(both);
+  return fmul(fmul(p, as_f(ushl<23>(one))), as_f(ushl<23>(usub(both, one))));
 }
 
 inline F bf16_load(const uint16_t* p) {

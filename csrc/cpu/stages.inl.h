@@ -47,6 +47,14 @@ void keep_panels(const gpt2f::LnQkvArgs& a, int64_t row, int64_t part, int64_t h
     return;
   }
   const CacheSlot at_slot = cache_slot(a, row, head);
+  // What the row sixteen rows on writes to is asked for, a sixteenth of it with each row till then.
+  if (row + gpt2f::kPagePositions < a.rows) {
+    const uint32_t* const next = cache_slot(a, row + gpt2f::kPagePositions, head).page +
+                                 (part - 1) * cache.key_words() + step * 16;
+    for (int i = 0; i < N * kWords; i += 16) {
+      __builtin_prefetch(next + at_slot.slot * N * kWords + i, 1);
+    }
+  }
   if (part == 1) {
     alignas(64) uint32_t key[N * kWords];
     for (int n = 0; n < N; ++n) store16(at<P>(key, n * 16), values[n]);
@@ -61,10 +69,9 @@ void keep_panels(const gpt2f::LnQkvArgs& a, int64_t row, int64_t part, int64_t h
   } else {
     uint32_t* const pair = to + at_slot.slot / 2 * cache.value_width;
     for (int n = 0; n < N; ++n) {
-      const U rounded = bf16_round(values[n]);
-      const U odd =
-          uor(uand(uload(pair + n * 16), uset(0xFFFFu)), uand(rounded, uset(0xFFFF0000u)));
-      ustore(pair + n * 16, at_slot.slot % 2 == 0 ? ushr<16>(rounded) : odd);
+      const U rounded = bf16_words(values[n]);
+      const U odd = uor(uand(uload(pair + n * 16), uset(0xFFFFu)), ushl<16>(rounded));
+      ustore(pair + n * 16, at_slot.slot % 2 == 0 ? rounded : odd);
     }
   }
 }
@@ -167,7 +174,7 @@ void ln_fc_gelu_of(const gpt2f::LnFcGeluArgs& a, const Lane& lane) {
   product<P>(a.linear, x, a.rows, a.scratch, gpt2f::scratch_floats(a.context), lane,
              [&]<int N>(int64_t row, int64_t column, F(&sums)[N]) {
                add_bias(a.linear, column, sums);
-               fgelu(sums);
+               fgelu<kActivations<P>>(sums);
                for (int n = 0; n < N; ++n) {
                  store16(at<kActivations<P>>(a.out, row * a.out_stride + column + n * kLanes),
                          sums[n]);

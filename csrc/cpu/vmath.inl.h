@@ -12,15 +12,14 @@ inline F fneg(F a) { return as_f(uxor(as_u(a), uset(0x80000000u))); }
 // Vectors that a long chain of operations takes side by side: one alone mostly waits.
 constexpr int kSideBySide = kTilePanels;
 
-// e^x of N times sixteen numbers. 0 below -86 (4e-38, next to the smallest normal float), infinity
-// where it is no float any more, NaN for NaN.
+// e^x of N times sixteen numbers. 0 below the smallest normal float, infinity where it is no float
+// any more, NaN for NaN.
 template <int N>
 [[gnu::always_inline]] inline void fexp(F (&x)[N]) {
-  const F low = fset(-86.0f);
   F r[N], n[N], p[N];
 #pragma GCC unroll 8
   for (int i = 0; i < N; ++i) {
-    r[i] = fmin(fset(89.0f), fmax(low, x[i]));
+    r[i] = fmin(fset(89.0f), fmax(fset(-88.0f), x[i]));
     n[i] = fround(fmul(r[i], fset(1.44269504088896341f)));
   }
 #pragma GCC unroll 8
@@ -37,13 +36,33 @@ template <int N>
 #pragma GCC unroll 8
   for (int i = 0; i < N; ++i) {
     p[i] = ffma(fmul(r[i], r[i]), p[i], fadd(r[i], fset(1.0f)));
-    x[i] = fselect(fgt(low, x[i]), fset(0.0f), fscale(p[i], n[i]));
+    x[i] = fscale(p[i], n[i]);
   }
 }
 inline F fexp(F x) {
   F one[1] = {x};
   fexp(one);
   return one[0];
+}
+
+// 2^x for what is rounded to bfloat16, that is by up to 2e-3 of it: this adds 3e-6 at most. The
+// coefficients have the least such error on [-1/2, 1/2] among those that give 2^0 = 1.
+template <int N>
+[[gnu::always_inline]] inline void fexp2_short(F (&x)[N]) {
+  F r[N], n[N], p[N];
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) {
+    r[i] = fmin(fset(128.0f), fmax(fset(-127.0f), x[i]));
+    n[i] = fround(r[i]);
+    r[i] = fsub(r[i], n[i]);
+    p[i] = fset(9.582853e-3f);
+  }
+  for (const float c : {5.5906426e-2f, 2.4024099e-1f, 6.931242e-1f, 1.0f}) {
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) p[i] = ffma(p[i], r[i], fset(c));
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) x[i] = fscale(p[i], n[i]);
 }
 
 // log(1 + x) for x in [sqrt(1/2) - 1, sqrt(2) - 1], plus e log 2.
@@ -77,15 +96,21 @@ inline F flog(F x) {
 
 // x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3): the tanh form of Hendrycks & Gimpel
 // 2016 (arXiv:1606.08415) without its cancellation for negative x.
-template <int N>
+template <gpt2f::Precision P, int N>
 [[gnu::always_inline]] inline void fgelu(F (&x)[N]) {
+  constexpr bool kShort = P == gpt2f::Precision::kBf16;
+  constexpr float kCube = kShort ? -0.10294324f : -0.0713548162726009f;  // times log2(e)
+  constexpr float kSlope = kShort ? -2.3022082f : -1.5957691216057308f;
   F e[N];
 #pragma GCC unroll 8
   for (int i = 0; i < N; ++i) {
-    const F slope = ffma(fmul(x[i], x[i]), fset(-0.0713548162726009f), fset(-1.5957691216057308f));
-    e[i] = fmul(x[i], slope);
+    e[i] = fmul(x[i], ffma(fmul(x[i], x[i]), fset(kCube), fset(kSlope)));
   }
-  fexp(e);
+  if constexpr (kShort) {
+    fexp2_short(e);
+  } else {
+    fexp(e);
+  }
 #pragma GCC unroll 8
   for (int i = 0; i < N; ++i) x[i] = fdiv(x[i], fadd(fset(1.0f), e[i]));
 }
@@ -99,5 +124,15 @@ inline U bf16_round(F x) {
 }
 
 inline F upper_half(U word) { return as_f(uand(word, uset(0xFFFF0000u))); }
+
+// The same of numbers that are not denormal, such as kernels compute (core/fp_state.h), as the
+// lower halves of words and in memory.
+#if defined(__AVX512BF16__)
+inline U bf16_words(F x) { return _mm512_cvtepu16_epi32(bf16_halves(x)); }
+inline void bf16_store(uint16_t* p, F x) { _mm256_storeu_si256((__m256i*)p, bf16_halves(x)); }
+#else
+inline U bf16_words(F x) { return ushr<16>(bf16_round(x)); }
+inline void bf16_store(uint16_t* p, F x) { bf16_store_words(p, bf16_round(x)); }
+#endif
 
 }  // namespace

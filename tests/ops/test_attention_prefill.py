@@ -76,6 +76,34 @@ def test_flat_and_peaked_scores(isa: str, spread: float, dtype: torch.dtype) -> 
     assert_parity("attention_prefill", (q * spread).to(dtype), k, v, scale)
 
 
+def next_to_nothing(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Scores around the logarithm of the smallest normal float, and the outputs of heads that have
+    one such score beside a zero and 1e30 and 0 as values."""
+    scores = torch.arange(-92, -80, 0.5 if dtype == torch.bfloat16 else 1 / 64, dtype=dtype)
+    k, v = torch.zeros(2, 1, len(scores), 2, 8, dtype=dtype)
+    k[0, :, 1, 0], v[0, :, 1] = scores, 1e30
+    q = torch.zeros(1, len(scores), 1, 8, dtype=dtype)
+    q[..., 0] = 1
+    return scores, ops.attention_prefill(q, k, v, 1.0)[0, :, 0]
+
+
+@each_dtype
+def test_weights_end_at_the_smallest_normal_float(isa: str, dtype: torch.dtype) -> None:
+    scores, out = next_to_nothing(dtype)
+
+    weights = scores.double().exp()
+    weights[weights < torch.finfo(dtype).tiny] = 0  # denormals are zero
+    assert 0 < weights.count_nonzero() < len(scores)
+    expected = (weights * 1e30)[:, None].expand_as(out)
+    tolerance = 1e-5 if dtype == torch.float32 else 2.0**-7
+    torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=0)
+
+
+@each_dtype
+def test_small_weights_have_the_same_bits_everywhere(dtype: torch.dtype) -> None:
+    assert_same_bits_everywhere(lambda: next_to_nothing(dtype)[1])
+
+
 @each_dtype
 @pytest.mark.parametrize("scale", [0.01, 1.0, 4.0])
 def test_scale_counts(isa: str, scale: float, dtype: torch.dtype) -> None:

@@ -28,6 +28,7 @@ struct __m512i {
   uint32_t w[16];
 };
 using __m512bh = __m512i;
+using __m256bh = __m256i;
 using __mmask16 = uint16_t;
 
 enum { _CMP_UNORD_Q = 3, _CMP_GE_OQ = 29, _CMP_GT_OQ = 30 };
@@ -224,6 +225,21 @@ inline __m512i _mm512_dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {
     sum.w[i / 4] += static_cast<uint32_t>(x.b[i] * static_cast<int8_t>(y.b[i]));
   }
   return sum;
+}
+inline __m256i _mm256_set1_epi16(short x) { EACH(__m256i, h, 16, static_cast<uint16_t>(x)); }
+inline __m256i _mm256_mask_mov_epi16(__m256i no, __mmask16 mask, __m256i yes) {
+  EACH(__m256i, h, 16, mask >> i & 1 ? yes.h[i] : no.h[i]);
+}
+inline __m256bh _mm512_cvtneps_pbh(__m512 a) {
+  __m256bh out;
+  for (int i = 0; i < 16; ++i) {
+    const uint32_t word = bits_as<uint32_t>(a.f[i]), size = word & 0x7FFFFFFFu;
+    const uint32_t rounded = size > 0x7F800000u   ? word | 0x00400000u
+                             : size < 0x00800000u ? word & 0x80000000u
+                                                  : word + 0x7FFFu + (word >> 16 & 1u);
+    out.h[i] = static_cast<uint16_t>(rounded >> 16);
+  }
+  return out;
 }
 inline __m512 _mm512_dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {
   const auto upper = [](uint32_t word) { return bits_as<float>(word & 0xFFFF0000u); };
