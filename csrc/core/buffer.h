@@ -7,6 +7,15 @@
 
 namespace gpt2f {
 
+constexpr int64_t kHugePage = int64_t{2} << 20;
+
+// Asks for huge pages where whole ones fit; a refusal is no error.
+void advise_huge(void* data, int64_t bytes);
+
+// Such a block, from a huge page on if it is as long as one; null, with the reason in errno, when
+// there is none. munmap() takes it, in parts too.
+std::byte* map_pages(int64_t bytes);
+
 class Buffer {
  public:
   Buffer() = default;
@@ -19,15 +28,13 @@ class Buffer {
 
   template <typename T>
   T* as(size_t offset_bytes = 0) const {
-    return reinterpret_cast<T*>(static_cast<std::byte*>(data_) + offset_bytes);
+    return reinterpret_cast<T*>(data_ + offset_bytes);
   }
   size_t bytes() const { return bytes_; }
 
  private:
-  void* data_ = nullptr;
-  size_t bytes_ = 0;  // asked for
-  void* map_ = nullptr;
-  size_t mapped_ = 0;  // with room to align to a huge page
+  std::byte* data_ = nullptr;
+  size_t bytes_ = 0;
 };
 
 }  // namespace gpt2f

@@ -15,14 +15,13 @@
 #include <system_error>
 #include <utility>
 
+#include "core/buffer.h"
 #include "core/crc32c.h"
 #include "core/dtype.h"
 #include "core/error.h"
 
 namespace gpt2f {
 namespace {
-
-constexpr int64_t kHugePage = int64_t{2} << 20;
 
 // What one lane takes at a time: two huge pages, so that no two lanes touch one for the first time
 // together, which would clear it twice.
@@ -99,32 +98,6 @@ bool populate(std::byte* data, int64_t bytes) {
   (void)data, (void)bytes;
   return true;
 #endif
-}
-
-void advise_huge(std::byte* data, int64_t bytes) {
-#if defined(MADV_HUGEPAGE)
-  madvise(data, static_cast<size_t>(bytes), MADV_HUGEPAGE);  // advice only: refusal is no error
-#else
-  (void)data, (void)bytes;
-#endif
-}
-
-// New memory, aligned to a huge page, that can be moved elsewhere; null when there is none.
-std::byte* new_pages(int64_t bytes) {
-  const int64_t all = bytes + kHugePage;
-  void* const map = mmap(nullptr, static_cast<size_t>(all), PROT_READ | PROT_WRITE,
-                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (map == MAP_FAILED) return nullptr;
-  auto* const from = static_cast<std::byte*>(map);
-  const int64_t before =
-      round_up(static_cast<int64_t>(reinterpret_cast<uintptr_t>(map)), kHugePage) -
-      static_cast<int64_t>(reinterpret_cast<uintptr_t>(map));
-  if (before > 0) munmap(from, static_cast<size_t>(before));
-  if (all > before + bytes) {
-    munmap(from + before + bytes, static_cast<size_t>(all - before - bytes));
-  }
-  advise_huge(from + before, bytes);
-  return from + before;
 }
 
 }  // namespace
@@ -263,7 +236,7 @@ void LoadedFile::settle() {
 // whether to stop after each piece.
 bool LoadedFile::settle_next() {
   const int64_t bytes = std::min(kStretch, mapped_ - settled_);
-  std::byte* const pages = new_pages(bytes);
+  std::byte* const pages = map_pages(bytes);
   if (pages == nullptr) return false;
   const int64_t first = settled_ / file_.piece;
   const int64_t last = std::min(count_pieces(file_), first + pieces_together(file_));
