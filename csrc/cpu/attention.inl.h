@@ -216,6 +216,9 @@ void attention_tile(const gpt2f::AttentionArgs& a, const gpt2f::Sequence& s, int
   const int64_t rows = s.rows - row < gpt2f::kQueryTile ? s.rows - row : gpt2f::kQueryTile;
   const Pages pages{s.blocks, cache.page_offset(a.layer, head)};
   const int64_t r = s.row + row;
+  if (rows == 1) {
+    for (int64_t j = 0; j * 16 <= s.start + row && j < 8; ++j) ask_for(pages.key(j) + cache.page_words(), cache.page_words());
+  }
   attend_rows<P, C>(rows, pages, cache, a.query + r * query_row + head * cache.key_steps, query_row,
                     s.start + row + 1, a.scale, scratch, a.context,
                     at<P>(a.out, r * a.stride + head * cache.head_size), a.stride);

@@ -94,6 +94,7 @@ class Weights {
   void* embedding_rows_ = nullptr;
   void* positions_ = nullptr;
   std::map<std::string, Target> targets_;
+  size_t loaded_ = 0;  // of them; each step asks, and a walk through them costs 90 us at 774M
 };
 
 }  // namespace gpt2f
