@@ -78,7 +78,7 @@ def _graphs(wanted: bool) -> Iterator[None]:
 
 
 class EngineRunner:
-    """Our engine, as `GPT2.generate` drives it: a step is one call, and tokens come to the host."""
+    """Our engine, as `GPT2.generate` drives it: one call draws many tokens."""
 
     def __init__(
         self,
@@ -125,10 +125,12 @@ class EngineRunner:
     def steps(self, count: int) -> None:
         """See `Runner`."""
         engine, draw = self._made, self._draw
-        for _ in range(count):
+        while count > 0:
             pairs = zip(self._sequences, self._tokens, strict=True)
-            answers = engine.step([(sequence, [token], draw) for sequence, token in pairs])
-            self._tokens = [token for token, _ in answers]
+            items = [(sequence, token, draw) for sequence, token in pairs]
+            answers = engine.decode(items, count, -1)
+            self._tokens = [token for token, _ in answers[-1]]
+            count -= len(answers)
 
     def end(self) -> None:
         """See `Runner`."""

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .sampling import SamplingParams
     from .tokenizer import Tokenizer
 
+_PASSES = 16  # between two looks of Python at what was drawn
+
 
 @dataclass
 class _Sample:
@@ -118,12 +120,18 @@ class Batch:
         done = [sample.result() for sample in self.samples]
         return [done[i : i + n] for i in range(0, len(done), n)]
 
-    def run(self) -> Generator[tuple[int, int, str], None, None]:
+    def run(self, *, promptly: bool = True) -> Generator[tuple[int, int, str], None, None]:
         """Run to the end, yielding (prompt, sample, text) whenever a text grows.
 
         Closing the iterator, or an exception in it, stops the work and frees the cache.
+
+        Args:
+            promptly: yield what a pass has drawn before the next begins. Otherwise several passes
+                follow each other without a word of Python between them.
         """
         self._start = time.perf_counter()
+        # A stop text ends a sample as soon as it is there, which only its text tells.
+        self._most_passes = 1 if promptly or self._params.stop else _PASSES
         try:
             if self._params.max_new_tokens == 0:
                 for sample in self._waiting:
@@ -131,7 +139,8 @@ class Batch:
                 self._waiting.clear()
             while self._waiting or self._active:
                 self._admit()
-                yield from self._pass()
+                drawing = all(sample.drawn for sample in self._active)
+                yield from self._decode() if drawing else self._pass()
         finally:
             for sample in self.samples:
                 with suppress(ParameterError):  # interrupted just after it was closed
@@ -205,6 +214,24 @@ class Batch:
                 if text:
                     yield sample.prompt, sample.number, text
 
+    def _decode(self) -> Iterator[tuple[int, int, str]]:
+        """Passes in which every sample draws; a sample ends with the last of them only."""
+        taken = list(self._active)
+        passes = min(self._most_passes, *(self._left(sample) for sample in taken))
+        items = [(sample.sequence, sample.drawn[-1], sample.draw) for sample in taken]
+        answers = self._engine.decode(items, passes, -1 if self._eos is None else self._eos)
+        now = time.perf_counter() - self._start
+        for drawn in answers:
+            for sample, answer in zip(taken, drawn, strict=True):
+                text = self._accept(sample, answer, now)
+                if text:
+                    yield sample.prompt, sample.number, text
+
+    def _left(self, sample: _Sample) -> int:
+        """Tokens that may still be drawn."""
+        room = self._n_ctx + 1 - len(sample.tokens)
+        return min(self._params.max_new_tokens, room) - len(sample.drawn)
+
     def _accept(self, sample: _Sample, answer: tuple[int, float], now: float) -> str:
         """Take a drawn token; close the sample when it was the last."""
         token, logprob = answer
@@ -235,9 +262,7 @@ class Batch:
             return "stop"
         if len(sample.drawn) >= self._params.max_new_tokens:
             return "length"
-        if len(sample.tokens) + len(sample.drawn) > self._n_ctx:
-            return "context"
-        return None
+        return "context" if self._left(sample) == 0 else None
 
 
 class TextStream(Generator[str, None, None]):

@@ -236,7 +236,7 @@ class GPT2:
         given = [prompts] if single else list(prompts)
         names = ["prompt"] if single else [f"prompt {number}" for number in range(len(given))]
         batch = self._batch(given, names, params)
-        for _ in batch.run():
+        for _ in batch.run(promptly=False):
             pass
         results = [each[0] if params.n == 1 else each for each in batch.results()]
         return results[0] if single else results

@@ -54,20 +54,24 @@ template <Precision C, int R>
 void attention_weights(const Pages& pages, const gpt2f::CacheLayout& cache, const uint32_t* query,
                        int64_t query_row, const int64_t (&count)[R], float scale, float* scores,
                        int64_t score_row, float (&sums)[R]) {
-  constexpr int kPagesAtOnce = C != kInt8 && R > 2 && kTilePanels > 1 ? 2 : 1;
+  constexpr bool kSeveral = C != kInt8 && kTilePanels > 1;
+  constexpr int kPagesAtOnce = !kSeveral || R == 2 ? 1 : R > 2 ? 2 : 4;
   const int64_t page_count = (count[R - 1] + 15) / 16;
   F top[R];
   for (int r = 0; r < R; ++r) top[r] = fset(-__builtin_inff());
   int64_t page = 0;
-  for (; page + kPagesAtOnce <= page_count; page += kPagesAtOnce) {
-    if (page + 1 < page_count) expect<R>(pages.key(page + 1), cache.key_words());
-    score_pages<C, R, kPagesAtOnce>(pages, cache, page, query, query_row, count, scale, scores,
-                                    score_row, top);
-  }
-  if (page < page_count) {
-    score_pages<C, R, 1>(pages, cache, page, query, query_row, count, scale, scores, score_row,
-                         top);
-  }
+  const auto score = [&]<int N>() {
+    for (; page + N <= page_count; page += N) {
+      for (int64_t next = page + N; next < page + 2 * N && next < page_count; ++next) {
+        expect<R>(pages.key(next), cache.key_words());
+      }
+      score_pages<C, R, N>(pages, cache, page, query, query_row, count, scale, scores, score_row,
+                           top);
+    }
+  };
+  score.template operator()<kPagesAtOnce>();
+  if constexpr (kPagesAtOnce > 2) score.template operator()<2>();
+  if constexpr (kPagesAtOnce > 1) score.template operator()<1>();
   for (int r = 0; r < R; ++r) {
     sums[r] = query_weights<C>(pages, cache, page_count, top[r], scores + r * score_row);
   }
@@ -216,9 +220,6 @@ void attention_tile(const gpt2f::AttentionArgs& a, const gpt2f::Sequence& s, int
   const int64_t rows = s.rows - row < gpt2f::kQueryTile ? s.rows - row : gpt2f::kQueryTile;
   const Pages pages{s.blocks, cache.page_offset(a.layer, head)};
   const int64_t r = s.row + row;
-  if (rows == 1) {
-    for (int64_t j = 0; j * 16 <= s.start + row && j < 8; ++j) ask_for(pages.key(j) + cache.page_words(), cache.page_words());
-  }
   attend_rows<P, C>(rows, pages, cache, a.query + r * query_row + head * cache.key_steps, query_row,
                     s.start + row + 1, a.scale, scratch, a.context,
                     at<P>(a.out, r * a.stride + head * cache.head_size), a.stride);

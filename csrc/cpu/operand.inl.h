@@ -70,8 +70,9 @@ inline F mac(F acc, U a, U b) {
 }
 
 // Asks for memory to come to the first cache.
-inline void ask_for(const uint32_t* from, int64_t words) {
-  for (int64_t i = 0; i < words; i += 16) __builtin_prefetch(from + i);
+[[gnu::always_inline]] inline void ask_for(const void* from, int64_t words) {
+  const char* const line = static_cast<const char*>(from);
+  for (int64_t i = 0; i < words * 4; i += 64) __builtin_prefetch(line + i);
 }
 
 }  // namespace

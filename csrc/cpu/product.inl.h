@@ -130,8 +130,10 @@ void product_group(const gpt2f::PackedLinear& linear, int64_t group, int from, i
   // A second tile of int4 costs more than many rows do.
   const bool few = rows > 1 && rows <= (P == kInt4 ? 1 : 2) * kFew;
   const int64_t most = few ? kFew : kRows, tiles = (rows + most - 1) / most;
-  for (int64_t s0 = 0; s0 < steps; s0 += S::kBlock) {
-    const int64_t count = steps - s0 < S::kBlock ? steps - s0 : S::kBlock;
+  // One row has nothing to keep in cache for another.
+  const int64_t block = S::kQuantized && rows == 1 ? steps : S::kBlock;
+  for (int64_t s0 = 0; s0 < steps; s0 += block) {
+    const int64_t count = steps - s0 < block ? steps - s0 : block;
     const Block b{words + s0 * panels * S::kPanelWords, panels, count, s0 == 0, few, sums};
     const uint32_t* next = b.w + b.words<P>();
     const int64_t asked = (b.words<P>() + tiles - 1) / tiles;
@@ -163,6 +165,7 @@ void product_range(const gpt2f::PackedLinear& linear, int64_t begin, int64_t end
     const int64_t group = p0 / kGroup * kGroup;
     const int from = static_cast<int>(p0 - group);
     const int to = static_cast<int>(end - group < kGroup ? end - group : kGroup);
+    if (linear.bias != nullptr) ask_for(linear.bias + p0 * kLanes, (to - from) * kLanes);
     product_group<P>(linear, group, from, to, x.words + first * x.row, x.row, rows, sums);
     for (int64_t row = 0; row < rows; ++row) {
       int panel = from;

@@ -182,6 +182,7 @@ Operand operand_of(const void* x, int64_t stride, int64_t rows, int64_t inputs, 
     uint32_t* const to = static_cast<uint32_t*>(buffer) + todo.first * row;
     for (int64_t r = todo.mine.begin; r < todo.mine.end; ++r) {
       const uint16_t* const from = static_cast<const uint16_t*>(x) + r * stride;
+      if (todo.own) ask_for(from, inputs / 2);  // half of it lies in caches of other lanes
       GroupWriter<P> writer(to + r * row);
       for (int64_t c = 0; c < inputs; c += 16) writer.put(load16(from + c, inputs - c));
       writer.finish(inputs);
@@ -223,6 +224,7 @@ template <Precision P, int R, int N, bool kAsk = false>
     if constexpr (kAsk) ahead += S::kPanelWords * N;
     const uint16_t* const scales =
         reinterpret_cast<const uint16_t*>(bytes + panels * S::kPanelBytes) + panel * kLanes;
+    if constexpr (R == 1) ask_for(scales + kAheadOne / 2, N * kLanes / 2);
     F scale[N];
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) scale[n] = bf16_load(scales + n * kLanes);

@@ -55,6 +55,16 @@ void keep_panels(const gpt2f::LnQkvArgs& a, int64_t row, int64_t part, int64_t h
       __builtin_prefetch(next + at_slot.slot * N * kWords + i, 1);
     }
   }
+  if (a.rows < gpt2f::kPagePositions) {  // what this row writes to of the next head
+    const uint32_t* const next = at_slot.page + cache.page_words();
+    if (part == 1) {
+      for (int64_t i = 0; i < N * kWords; ++i) __builtin_prefetch(next + (step + i) * 16, 1);
+    } else {
+      const int64_t pair = at_slot.slot / gpt2f::word_elements(P);
+      const uint32_t* const to = next + cache.key_words() + pair * cache.value_width + d;
+      for (int n = 0; n < N; ++n) __builtin_prefetch(to + n * 16, 1);
+    }
+  }
   if (part == 1) {
     alignas(64) uint32_t key[N * kWords];
     for (int n = 0; n < N; ++n) store16(at<P>(key, n * 16), values[n]);

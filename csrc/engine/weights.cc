@@ -231,9 +231,9 @@ void Weights::check_host(const char* what) const {
 void Weights::check_complete() const {
   if (loaded_ < targets_.size()) {
     const std::vector<std::string> names = missing();
-    throw Error(ErrorKind::kCheckpoint, cat("weights: ", names.size(),
-                                            " parameters were not loaded, among them ",
-                                            names.front()));
+    throw Error(
+        ErrorKind::kCheckpoint,
+        cat("weights: ", names.size(), " parameters were not loaded, among them ", names.front()));
   }
   if (file_ != nullptr) file_->check();
 }
