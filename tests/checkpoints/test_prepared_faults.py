@@ -309,6 +309,32 @@ def test_what_the_engine_refuses(folder: Path) -> None:
     file.close()
 
 
+def test_no_step_before_every_parameter_is_there(folder: Path) -> None:
+    """One parameter twice is not two, and a file that was refused leaves none."""
+    one = engine()
+    item = (one.open(), IDS, "all")
+    tensors = [(name, array, kind) for name, kind, array, _ in SpreadSource(TINY).tensors()]
+    for tensor in (*tensors[:-1], tensors[0]):
+        one.load(*tensor)
+    with pytest.raises(CheckpointError, match=f"1 parameters .* among them {tensors[-1][0]}"):
+        one.step([item])
+    one.load(*tensors[-1])
+    (wanted,) = one.step([item])
+
+    file = PreparedFile(folder)
+    good = (file._stored.file.descriptor(), file._offset, file.nbytes, PIECE, file._checksums)
+    with pytest.raises(CheckpointError, match="damaged: piece 0"):
+        one.load_packed(*good[:4], [word ^ 1 for word in good[4]])
+    one.close(item[0])
+    item = (one.open(), IDS, "all")
+    with pytest.raises(CheckpointError, match=f"{len(tensors)} parameters were not loaded"):
+        one.step([item])
+    one.load_packed(*good)
+    (answer,) = one.step([item])
+    assert answer.tobytes() == wanted.tobytes()
+    file.close()
+
+
 @pytest.mark.parametrize("kind", ["folder", "fifo", "broken link", "forbidden"])
 def test_what_is_no_file(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = folder / NAME
