@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 
-from gpt2_fast import _C, GPT2, GPT2Config, ParameterError
+from gpt2_fast import _C, GPT2, GPT2Config, ParameterError, ops
 from tests.model_support import (
     TINY,
     SpreadSource,
@@ -127,6 +129,35 @@ def test_an_interrupt_does_not_wait_for_all_passes() -> None:
         engine.close(sequence)
 
 
+def test_who_waits_is_next() -> None:
+    """While one thread makes many passes at a time, another makes one of its own after each."""
+    config = GPT2Config(
+        n_layer=2, n_embd=256, n_head=4, n_ctx=1024, vocab_size=8192, eos_token_id=None
+    )
+    with model_of(SpreadSource(config)) as model:
+        engine = engine_of(model)
+        busy, other = engine.open(), engine.open()
+        ended = threading.Event()
+
+        def keep_busy() -> None:
+            while not ended.is_set() and engine.length(busy) < 900:
+                engine.decode([(busy, 1, draw(1))], 64, -1)
+
+        thread = threading.Thread(target=keep_busy)
+        thread.start()
+        while engine.length(busy) == 0:
+            time.sleep(0.001)
+        before = engine.length(busy)
+        for _ in range(40):
+            engine.step([(other, [2], draw(2))])
+        passes = engine.length(busy) - before
+        ended.set()
+        thread.join()
+        assert 20 <= passes <= 200  # of which 64 times 40 would have been due
+        engine.close(busy)
+        engine.close(other)
+
+
 def test_numbers_that_end_are_the_last_pass() -> None:
     """Positions from 20 on have an embedding that is too large for any arithmetic."""
     positions = SpreadSource(TINY).array("wpe.weight").copy()
@@ -161,3 +192,27 @@ def test_generate_is_what_streams_say(n: int, most: int) -> None:
         assert facts(stream.result) == facts(samples[0])
     assert reasons >= ({"length", "context"} if most > 1 else {"length"})
     assert_all_free(model)
+
+
+def test_a_draw_is_that_of_its_position(begun: Any) -> None:
+    """The bits of chance belong to the position a token is drawn for: that behind the last."""
+    engine, items = begun
+    drawn = one_by_one(engine, items, 1)[0]
+    for number, ((sequence, token, _), (found, logprob)) in enumerate(
+        zip(items, drawn, strict=True)
+    ):
+        copy = engine.fork(sequence)
+        logits = engine.step([(copy, [token], "last")])[0][:, :257]
+        engine.close(copy)
+        ids, logprobs = ops.sample(
+            torch.from_numpy(np.ascontiguousarray(logits)),
+            temperature=torch.ones(1),
+            top_k=torch.zeros(1, dtype=torch.int32),
+            top_p=torch.ones(1),
+            min_p=torch.zeros(1),
+            openai_top_p=False,
+            seeds=torch.tensor([number]),
+            samples=torch.tensor([0]),
+            positions=torch.tensor([LENGTHS[number]]),
+        )
+        assert (int(ids[0]), float(logprobs[0])) == (found, logprob)

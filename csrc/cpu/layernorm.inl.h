@@ -50,6 +50,7 @@ Operand layernorm_rows(const float* residual, int64_t stride, const int32_t* ask
       Steps<P>::kQuantized ? quantized_row_words(P, width) : stride / gpt2f::word_elements(P);
   const Preparation todo(rows, lane);
   uint32_t* const to = static_cast<uint32_t*>(out) + todo.first * row;
+  // They come while the first row is summed up.
   ask_for(norm.weight, width);
   ask_for(norm.bias, width);
   for (int64_t r = todo.mine.begin; r < todo.mine.end; ++r) {

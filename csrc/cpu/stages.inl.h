@@ -196,7 +196,9 @@ template <Precision P>
 void ln_head_of(const gpt2f::LnHeadArgs& a, const Lane& lane) {
   const Operand x = layernorm_rows<P>(a.residual, a.stride, a.asked, a.norm, a.normed, a.rows,
                                       a.linear.inputs, lane);
-  product<P>(a.linear, x, a.rows, a.scratch, gpt2f::scratch_floats(a.context), lane,
+  gpt2f::PackedLinear linear = a.linear;
+  linear.bias = nullptr;  // zero, and not worth a read
+  product<P>(linear, x, a.rows, a.scratch, gpt2f::scratch_floats(a.context), lane,
              [&]<int N>(int64_t row, int64_t column, F(&sums)[N]) {
                for (int n = 0; n < N; ++n) {
                  fstore(a.logits + row * a.logit_stride + column + n * kLanes, sums[n]);

@@ -207,8 +207,10 @@ void Engine::gather(std::span<StepItem> items) {
     wanted.longest = std::max(wanted.longest, rows);
   }
   for (size_t a = 0; a < batch_.asked.size(); ++a) {
-    host.asked[a] = batch_.asked[a].row;
+    const int32_t row_asked = batch_.asked[a].row;
+    host.asked[a] = row_asked;
     host.parameters[a] = batch_.asked[a].wish->parameters;
+    host.parameters[a].position = host.positions[row_asked] + 1;
   }
 }
 

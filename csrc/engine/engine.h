@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "core/fair_mutex.h"
 #include "core/kernels.h"
 #include "engine/cache.h"
 #include "engine/place.h"
@@ -20,7 +21,7 @@ namespace gpt2f {
 struct Wish {
   int64_t row;  // among the rows of its item
   float* logits = nullptr;  // (V), or
-  SampleParameters parameters;  // a token and its log-probability
+  SampleParameters parameters;  // a token and its log-probability, at the position behind the row
   int32_t token = -1;  // out
   float logprob = 0.0f;  // out
 };
@@ -110,7 +111,7 @@ class Engine {
   // as it is, so that everything is loaded before it is recorded.
   const bool record_;
   std::map<int64_t, Recording*> recordings_;
-  std::mutex mutex_;  // one caller at a time
+  FairMutex mutex_;  // one caller at a time
 };
 
 }  // namespace gpt2f

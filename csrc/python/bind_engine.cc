@@ -152,15 +152,12 @@ void ask_logits(Request& request, int64_t rows, int64_t vocab) {
   request.logits = std::move(out);
 }
 
-Request make_request(Engine& engine, int64_t sequence, std::vector<int32_t> tokens,
-                     const py::object& want) {
+Request make_request(const Engine& engine, std::vector<int32_t> tokens, const py::object& want) {
   Request request{std::move(tokens), {}};
   const auto count = static_cast<int64_t>(request.tokens.size());
   if (want.is_none()) return request;
   if (py::isinstance<SampleParameters>(want)) {
-    Wish wish{count - 1, nullptr, want.cast<SampleParameters>()};
-    wish.parameters.position = engine.length(sequence) + count;
-    request.wishes.push_back(wish);
+    request.wishes.push_back({count - 1, nullptr, want.cast<SampleParameters>()});
     request.draws = true;
   } else if (py::isinstance<py::str>(want)) {
     ask_logits(request, want.cast<std::string>() == "all" ? count : 1, engine.shape().vocab);
@@ -195,7 +192,7 @@ py::list step(Engine& engine, std::vector<Item> items) {
   requests.reserve(items.size());
   std::vector<StepItem> steps;
   for (auto& [sequence, tokens, want] : items) {
-    requests.push_back(make_request(engine, sequence, std::move(tokens), want));
+    requests.push_back(make_request(engine, std::move(tokens), want));
     steps.push_back({sequence, requests.back().tokens, requests.back().wishes});
   }
   without_gil([&] { engine.step(steps); });
@@ -217,7 +214,6 @@ py::list decode(Engine& engine, const std::vector<Drawing>& items, int64_t passe
   for (const auto& [sequence, token, parameters] : items) {
     tokens.push_back(token);
     wishes.push_back({0, nullptr, parameters});
-    wishes.back().parameters.position = engine.length(sequence);
   }
   std::vector<StepItem> steps;
   for (size_t i = 0; i < items.size(); ++i) {
@@ -227,7 +223,6 @@ py::list decode(Engine& engine, const std::vector<Drawing>& items, int64_t passe
   without_gil([&] {
     const auto begin = std::chrono::steady_clock::now();
     for (bool ended = false; passes > 0 && !ended; --passes) {
-      for (Wish& wish : wishes) ++wish.parameters.position;
       engine.step(steps);
       for (size_t i = 0; i < items.size(); ++i) {
         drawn.emplace_back(wishes[i].token, wishes[i].logprob);
