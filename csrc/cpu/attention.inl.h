@@ -15,6 +15,8 @@
 
 namespace {
 
+constexpr int64_t kPagesAhead = 4;  // of V, which few queries ask for
+
 // Scores of N pages become weights, not yet divided by their sum.
 template <Precision C, int N>
 [[gnu::always_inline]] inline void weights_of(const Pages& pages, const gpt2f::CacheLayout& cache,
@@ -72,6 +74,9 @@ void attention_weights(const Pages& pages, const gpt2f::CacheLayout& cache, cons
   score.template operator()<kPagesAtOnce>();
   if constexpr (kPagesAtOnce > 2) score.template operator()<2>();
   if constexpr (kPagesAtOnce > 1) score.template operator()<1>();
+  for (int64_t j = 0; j < kPagesAhead && j < page_count; ++j) {
+    expect<R>(pages.key(j) + cache.key_words(), cache.value_words());
+  }
   for (int r = 0; r < R; ++r) {
     sums[r] = query_weights<C>(pages, cache, page_count, top[r], scores + r * score_row);
   }
@@ -105,9 +110,9 @@ template <Precision C, int R, int N>
     for (int n = 0; n < N; ++n) acc[r][n] = fset(0.0f);
   }
   for (; row < end; row += per_page) {
-    if (row + per_page < values.rows) {
-      expect<R>(values.pages.key(row / per_page + 1) + values.cache.key_words(),
-                values.cache.value_words());
+    const int64_t next = row / per_page + kPagesAhead;
+    if (next * per_page < values.rows) {
+      expect<R>(values.pages.key(next) + values.cache.key_words(), values.cache.value_words());
     }
     add_values<C, R, N>(values.page(row / per_page), values.step(), weights + row * kWeightWords<C>,
                         weight_row, end - row < per_page ? end - row : per_page, false, acc);
