@@ -19,7 +19,7 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from gpt2_fast import GPT2, GPT2Config, Tokenizer
+from gpt2_fast import _C, GPT2, GPT2Config, Tokenizer
 from gpt2_fast.checkpoints.huggingface_config import config_fields
 
 if TYPE_CHECKING:
@@ -224,6 +224,20 @@ def scripted_model(text: str | bytes | Iterable[int], **how: Any) -> GPT2:
     """A model that continues a prompt of one token with `text`, byte by byte, at temperature 0."""
     data = text.encode() if isinstance(text, str) else text
     return model_of(scripted_source(dict(enumerate(data, start=1))), byte_tokenizer(), **how)
+
+
+def drawing(seed: int = 0, temperature: float = 1.0, *, drawable: int = 0) -> _C.Draw:
+    """How to draw without any filter; temperature 0 takes the likeliest token."""
+    return _C.Draw(
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        min_p=0.0,
+        openai_top_p=False,
+        seed=seed,
+        sample=0,
+        drawable=drawable,
+    )
 
 
 def facts(generation: Generation) -> tuple[Any, ...]:

@@ -15,9 +15,11 @@ from tests.model_support import (
     TINY,
     SpreadSource,
     assert_all_free,
+    drawing,
     facts,
     model_of,
     random_ids,
+    scripted_model,
     tiny_model,
 )
 
@@ -25,19 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LENGTHS = (1, 7, 15, 16, 33)  # of the sequences below
-
-
-def draw(seed: int, drawable: int = 257) -> _C.Draw:
-    return _C.Draw(
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        min_p=0.0,
-        openai_top_p=False,
-        seed=seed,
-        sample=0,
-        drawable=drawable,
-    )
 
 
 def engine_of(model: GPT2) -> _C.Engine:
@@ -55,7 +44,7 @@ def begun() -> Iterator[tuple[_C.Engine, list[tuple[int, int, _C.Draw]]]]:
         sequence = engine.open()
         if length > 1:
             engine.step([(sequence, tokens[:-1], None)])
-        items.append((sequence, tokens[-1], draw(number)))
+        items.append((sequence, tokens[-1], drawing(number)))
     yield engine, items
     for sequence, _, _ in items:
         engine.close(sequence)
@@ -106,9 +95,9 @@ def test_the_end_of_one_is_the_last_pass(begun: Any, who: int) -> None:
 def test_what_is_wrong_is_told(begun: Any) -> None:
     engine, items = begun
     with pytest.raises(ParameterError, match="sequence: 987654 is not open"):
-        engine.decode([*items, (987654, 1, draw(0))], 2, -1)
+        engine.decode([*items, (987654, 1, drawing(0))], 2, -1)
     with pytest.raises(ParameterError, match=r"tokens: 257 is outside 0\.\.256"):
-        engine.decode([(items[0][0], 257, draw(0))], 2, -1)
+        engine.decode([(items[0][0], 257, drawing(0))], 2, -1)
     with pytest.raises(ParameterError, match="holds 64 positions and 1 more do not fit"):
         engine.decode(items, 60, -1)
     assert engine.length(items[-1][0]) == 64  # the passes before it count
@@ -122,7 +111,7 @@ def test_an_interrupt_does_not_wait_for_all_passes() -> None:
         engine = engine_of(model)
         sequence = engine.open()
         start = time.perf_counter()
-        answers = engine.decode([(sequence, 1, draw(1))], 99_000, -1)
+        answers = engine.decode([(sequence, 1, drawing(1))], 99_000, -1)
         took = time.perf_counter() - start
         assert engine.length(sequence) == len(answers) < 99_000
         assert took >= 0.05  # no sooner
@@ -141,7 +130,7 @@ def test_who_waits_is_next() -> None:
 
         def keep_busy() -> None:
             while not ended.is_set() and engine.length(busy) < 900:
-                engine.decode([(busy, 1, draw(1))], 64, -1)
+                engine.decode([(busy, 1, drawing(1))], 64, -1)
 
         thread = threading.Thread(target=keep_busy)
         thread.start()
@@ -149,7 +138,7 @@ def test_who_waits_is_next() -> None:
             time.sleep(0.001)
         before = engine.length(busy)
         for _ in range(40):
-            engine.step([(other, [2], draw(2))])
+            engine.step([(other, [2], drawing(2))])
         passes = engine.length(busy) - before
         ended.set()
         thread.join()
@@ -166,7 +155,7 @@ def test_numbers_that_end_are_the_last_pass() -> None:
         engine = engine_of(model)
         items = []
         for length in (3, 11):
-            items.append((engine.open(), 5, draw(length, drawable=256)))
+            items.append((engine.open(), 5, drawing(length, drawable=256)))
             engine.step([(items[-1][0], random_ids(TINY, length - 1), None)])
         answers = engine.decode(items, 30, 256)  # an end that `drawable` leaves out
         assert len(answers) == 20 - 10 + 1  # of them the last takes position 20
@@ -216,3 +205,13 @@ def test_a_draw_is_that_of_its_position(begun: Any) -> None:
             positions=torch.tensor([LENGTHS[number]]),
         )
         assert (int(ids[0]), float(logprobs[0])) == (found, logprob)
+
+
+def test_a_stream_hands_out_a_token_before_the_next_is_drawn() -> None:
+    with scripted_model("abcdefghijklmnopqrstuvwxyz") as model:
+        stream = model.stream("a", temperature=0.0, max_new_tokens=20)
+        drawn = stream._batch.samples[0].drawn
+        for number, letter in enumerate("abcdefghij", 1):
+            assert next(stream) == letter
+            assert len(drawn) == number
+        stream.close()

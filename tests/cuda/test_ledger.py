@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gpt2_fast import _C, PUBLISHED, GPT2Config
-from tests.model_support import SpreadSource
+from tests.model_support import SpreadSource, drawing
 
 from . import ledger
 from .arrays import Array, array_of, normal, unwritten
@@ -83,19 +83,6 @@ def tokens_of(count: int, row: int) -> list[int]:
     return [(17 * (row + i)) % 200 for i in range(count)]
 
 
-def greedy() -> _C.Draw:
-    return _C.Draw(
-        temperature=0.0,
-        top_k=0,
-        top_p=1.0,
-        min_p=0.0,
-        openai_top_p=False,
-        seed=0,
-        sample=0,
-        drawable=0,
-    )
-
-
 def engine_of(config: GPT2Config, precision: str) -> _C.Engine:
     engine = _C.Engine(config.to_dict(), precision, _C.default_isa(), 1, 9, "cuda", 0)
     for name, dtype, array, _ in SpreadSource(config).tensors():
@@ -115,7 +102,9 @@ def test_kernels_move_what_they_declare(counting: Any, name: str, precision: str
                 engine.step([(sequence, tokens_of(position, 0), None)])
         counting.traffic()
 
-        engine.step([(s, tokens_of(1, row), greedy()) for row, s in enumerate(sequences)])
+        engine.step(
+            [(s, tokens_of(1, row), drawing(temperature=0.0)) for row, s in enumerate(sequences)]
+        )
 
         counted = counting.traffic()
         declared = ledger.decode_step(config, precision, positions)
